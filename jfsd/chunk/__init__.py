@@ -1,0 +1,1 @@
+"""File contents: chunks, slices, blocks, the write buffer and the caches."""

@@ -1,0 +1,1 @@
+"""What can be set: flags, settings and the volume format."""

@@ -1,0 +1,1 @@
+"""The kernel's side: mount, INIT, decoding of calls and their replies."""

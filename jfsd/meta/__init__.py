@@ -1,0 +1,1 @@
+"""Metadata: the JuiceFS keyspace in Redis, one Lua script per mutation."""

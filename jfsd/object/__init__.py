@@ -1,0 +1,1 @@
+"""Where objects live: a directory or an S3 bucket."""

@@ -1,0 +1,1 @@
+"""The service manager: notifications and the file descriptor store."""

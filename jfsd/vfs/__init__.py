@@ -1,0 +1,1 @@
+"""The file system itself, without a kernel: handles, directories, operations."""
