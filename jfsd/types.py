@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
+ReadableBuffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes that are read and not kept."""
+
 Ino: TypeAlias = int
-"""Inode number, 1 … 2^63 − 1. Those of the trash lie above 2^53."""
+"""Inode number, 1 … 2^63-1. Those of the trash lie above 2^53."""
 
 ROOT_INO: Ino = 1
 TRASH_INO: Ino = 0x7FFFFFFF10000000
@@ -21,7 +24,7 @@ CHUNK_SIZE = 1 << 26
 """Bytes of a file that one chunk covers (64 MiB)."""
 
 MAX_FILE_BYTES = (CHUNK_SIZE << 31) - 1
-"""Largest length of a file: 2^57 − 1 bytes; one more is EFBIG (format.md §20)."""
+"""Largest length of a file: 2^57-1 bytes; one more is EFBIG (format.md §20)."""
 
 MAX_NAME_BYTES = 255
 MAX_SYMLINK_BYTES = 4095

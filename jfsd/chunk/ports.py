@@ -1,0 +1,60 @@
+"""What the data path needs from the metadata: implemented by `jfsd.meta.client`.
+
+Siblings do not import each other; this is the seam between them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from jfsd.types import Attr, Ino, Slice
+
+
+class SliceCommit(NamedTuple):
+    """Result of a slice commit: records now in the chunk's list, and the file's attributes."""
+
+    records: int
+    attr: Attr
+
+
+class ChunkMeta(Protocol):
+    """Slice lists and their changes, each one atomic."""
+
+    async def new_slice_id(self) -> int:
+        """Return an id that no client has used (from a batch; usually no round trip)."""
+
+    async def read_slices(self, ino: Ino, index: int) -> list[Slice]:
+        """Return the records of a chunk in commit order; empty means zeros.
+
+        Raises:
+            OSError: ENOENT (no such file), EPERM (not a file), EIO (damaged list).
+        """
+
+    async def commit_slice(
+        self, ino: Ino, index: int, record: Slice, mtime_ns: int
+    ) -> SliceCommit:
+        """Append `record` and grow the file, exactly once per slice id (format.md §9.11).
+
+        A repeat with the same slice id returns the first result.
+
+        Raises:
+            OSError: ENOENT (file gone), EPERM, ENOSPC, EDQUOT. The caller deletes its objects.
+        """
+
+    async def begin_compaction(self, ino: Ino, index: int) -> list[bytes]:
+        """Return the raw records of the chunk, at most 1000, as the origin of a compaction."""
+
+    async def commit_compaction(
+        self,
+        ino: Ino,
+        index: int,
+        origin: list[bytes],
+        skipped: int,
+        record: Slice,
+    ) -> list[tuple[int, int]] | None:
+        """Replace `origin[skipped:]` by `record` (format.md §11.4, step 5).
+
+        Returns:
+            (slice id, size) of every old slice that lost its last reference, or None when
+            the list has changed meanwhile and nothing was done.
+        """

@@ -1,0 +1,83 @@
+"""What every object store does, and how it fails.
+
+Objects are immutable and written once under a key (format.md §12.1). A store maps
+its library's exceptions to the ones below, so nothing foreign leaves this layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from typing import NamedTuple, Protocol
+
+from jfsd.errors import ExitCode, JfsdError
+from jfsd.types import ReadableBuffer
+
+
+class StoreError(JfsdError):
+    """An object store failed; `retryable` says whether the same call may succeed later."""
+
+    exit_code = ExitCode.STORE_UNREACHABLE
+    retryable = True
+
+
+class ObjectMissingError(StoreError):
+    """No object has this key (errno ENOENT at the block layer)."""
+
+    retryable = False
+
+
+class StoreRefusedError(StoreError):
+    """Forbidden, no such bucket, wrong credentials: only a person can mend it."""
+
+    exit_code = ExitCode.STORE_REFUSED
+    retryable = False
+
+
+class ObjectInfo(NamedTuple):
+    """An object as a listing shows it; `mtime_ns` in nanoseconds since the epoch."""
+
+    key: str
+    size: int
+    mtime_ns: int
+
+
+class ObjectStore(Protocol):
+    """A flat space of objects. Every method may be called concurrently."""
+
+    async def check(self) -> None:
+        """Return if the bucket exists and may be read; changes nothing.
+
+        Raises:
+            StoreRefusedError: The bucket is missing or forbidden.
+            StoreError: The store does not answer.
+        """
+
+    async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return `length` bytes of the object from `offset`, or all of it to its end.
+
+        Raises:
+            ObjectMissingError: No such object.
+        """
+
+    async def put(self, key: str, body: ReadableBuffer) -> None:
+        """Store the object; when this returns it is durable and whole.
+
+        A kill leaves either no object or all of it, never a part under `key`.
+        """
+
+    async def delete(self, key: str) -> None:
+        """Remove the object; it is no error if there is none."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Return size and time of the object.
+
+        Raises:
+            ObjectMissingError: No such object.
+        """
+
+    def list(self, prefix: str, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Yield objects whose key begins with `prefix`, in key order."""
+
+    async def close(self) -> None:
+        """Release connections; no call may follow."""
