@@ -1,0 +1,154 @@
+"""What all operations share: the parts they use, the mapping of the root, attributes in use."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NoReturn
+
+from jfsd.clock import monotonic_s
+from jfsd.types import MAX_NAME_BYTES, ROOT_INO, TRASH_INO, Attr, Ino, NodeType
+from jfsd.vfs.handles import Handles, OpenInode
+from jfsd.vfs.ports import Options, Seen, dirty_attr
+
+if TYPE_CHECKING:
+    from jfsd.chunk.reader import Reader
+    from jfsd.chunk.writer import Writer
+    from jfsd.meta.client import Meta
+
+TRASH_NAME = b".trash"
+RESERVED = frozenset((b".accesslog", b".config", b".stats", b".control", TRASH_NAME))
+"""Names that the mount's root keeps for virtual files (format.md §8.2)."""
+
+_SEEN_MAX = 100_000
+
+
+def fail(code: int) -> NoReturn:
+    """Raise the OSError of `code`."""
+    raise OSError(code, os.strerror(code))
+
+
+class Core:
+    """State of one mounted file system, without any operation.
+
+    Inode 1 of the kernel is `options.root` of the volume; every other number is the
+    same on both sides.
+    """
+
+    def __init__(self, meta: Meta, writer: Writer, reader: Reader, options: Options) -> None:
+        self.meta = meta
+        self.writer = writer
+        self.reader = reader
+        self.options = options
+        self.handles = Handles()
+        self._seen: OrderedDict[Ino, Seen] = OrderedDict()
+
+    @property
+    def attr_timeout_s(self) -> float:
+        """How long the kernel may use attributes without asking."""
+        return self.options.attr_timeout_s
+
+    @property
+    def entry_timeout_s(self) -> float:
+        """How long the kernel may use the entry of a file."""
+        return self.options.entry_timeout_s
+
+    @property
+    def dir_entry_timeout_s(self) -> float:
+        """How long the kernel may use the entry of a directory."""
+        return self.options.dir_entry_timeout_s
+
+    def volume_ino(self, ino: Ino) -> Ino:
+        """Return the volume's number for the kernel's."""
+        return self.options.root if ino == ROOT_INO else ino
+
+    def kernel_ino(self, ino: Ino) -> Ino:
+        """Return the kernel's number for the volume's."""
+        return ROOT_INO if ino == self.options.root else ino
+
+    def is_reserved(self, parent: Ino, name: bytes) -> bool:
+        """Return whether `name` in the kernel's `parent` is one of the virtual files."""
+        return parent == ROOT_INO and name in RESERVED
+
+    def check_new_name(self, parent: Ino, name: bytes) -> None:
+        """Raise EROFS, ENAMETOOLONG, EINVAL or EEXIST if no such entry may be made."""
+        self.check_writable()
+        check_name(name)
+        if self.is_reserved(parent, name) or name in (b".", b".."):
+            fail(errno.EEXIST)
+
+    def check_writable(self) -> None:
+        """Raise EROFS on a read-only mount."""
+        if self.options.read_only:
+            fail(errno.EROFS)
+
+    def current(self, ino: Ino, attr: Attr) -> Attr:
+        """Return `attr` with what is written here and not yet committed; note it as fresh."""
+        inode = self.handles.find(ino)
+        if inode is not None:
+            if inode.attr.mtime_ns != attr.mtime_ns:
+                self.reader.invalidate(ino)
+            inode.attr, inode.seen_s = attr, monotonic_s()
+        pending = self.writer.dirty(ino)
+        return attr if pending is None else dirty_attr(attr, *pending)
+
+    async def fresh(self, inode: OpenInode) -> Attr:
+        """Return attributes of an open inode from the metadata."""
+        attr = await self.meta.getattr(inode.ino)
+        self.current(inode.ino, attr)
+        return attr
+
+    def committed(self, ino: Ino, attr: Attr) -> None:
+        """Note that our own writes made `attr` (the writer calls this at each commit)."""
+        self.note_contents(ino, attr)
+        inode = self.handles.find(ino)
+        if inode is not None:
+            inode.attr, inode.seen_s = attr, monotonic_s()
+
+    def file_length(self, inode: OpenInode) -> int:
+        """Return the length of an open file as this mount knows it."""
+        pending = self.writer.dirty(inode.ino)
+        return inode.attr.length if pending is None else max(inode.attr.length, pending[0])
+
+    async def shown(self, ino: Ino, attr: Attr) -> Attr:
+        """Return `attr` as programs see it.
+
+        A link that lies in the trash does not count: POSIX wants the number of links that
+        a program can reach, and the trash keeps one for every name that was removed.
+        """
+        attr = self.current(ino, attr)
+        if attr.type == NodeType.DIRECTORY or ino >= TRASH_INO:
+            return attr
+        if attr.parent >= TRASH_INO:
+            attr.nlink = 0
+        elif attr.parent == 0 and attr.nlink > 1:
+            attr.nlink -= min(await self.meta.trash_links(ino), attr.nlink)
+        return attr
+
+    def same_contents(self, ino: Ino, attr: Attr) -> bool:
+        """Note `attr` and return whether the file's contents are as when last noted.
+
+        Close-to-open: the kernel's pages and the cached slice lists stay valid across
+        opens as long as nobody else has committed data (format.md §8.4).
+        """
+        before = self._seen.get(ino)
+        self.note_contents(ino, attr)
+        return (
+            before is not None and before.mtime_ns == attr.mtime_ns and before.length == attr.length
+        )
+
+    def note_contents(self, ino: Ino, attr: Attr) -> None:
+        """Remember that the kernel's pages of `ino` are those of `attr`."""
+        self._seen[ino] = Seen(attr.mtime_ns, attr.length)
+        self._seen.move_to_end(ino)
+        if len(self._seen) > _SEEN_MAX:
+            self._seen.popitem(last=False)
+
+
+def check_name(name: bytes) -> None:
+    """Raise ENAMETOOLONG or EINVAL if `name` cannot be an entry."""
+    if len(name) > MAX_NAME_BYTES:
+        fail(errno.ENAMETOOLONG)
+    if not name or b"/" in name or b"\0" in name:
+        fail(errno.EINVAL)

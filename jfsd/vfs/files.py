@@ -1,0 +1,241 @@
+"""Operations on contents and attributes: open, read, write, flush, truncate, copy, seek."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+from jfsd.clock import monotonic_s
+from jfsd.types import (
+    CHUNK_SIZE,
+    FLAG_APPEND,
+    FLAG_IMMUTABLE,
+    MAX_FILE_BYTES,
+    TRASH_INO,
+    Attr,
+    Caller,
+    Ino,
+    NodeType,
+    ReadableBuffer,
+)
+from jfsd.vfs.core import fail
+from jfsd.vfs.handles import FileHandle
+from jfsd.vfs.locks import LockOps
+from jfsd.vfs.ports import Opened, SetAttr, StatFs
+from jfsd.vfs.seek import next_data, next_hole
+
+_TO_EBADF = frozenset((errno.ENOENT, errno.EPERM, errno.EINVAL))
+"""Errors of a commit that mean, to a program, that its descriptor is no good (format.md §9.11)."""
+
+
+class FileOps(LockOps):
+    """Everything that reads or changes a file through its inode or a handle."""
+
+    async def getattr(self, caller: Caller, ino: Ino) -> Attr:  # noqa: ARG002
+        """Return the attributes of a node, with writes of this mount included."""
+        ino = self.volume_ino(ino)
+        return await self.shown(ino, await self.meta.getattr(ino))
+
+    async def setattr(self, caller: Caller, ino: Ino, changes: SetAttr, fh: int | None) -> Attr:
+        """Change attributes; a new size first, all else in one step after it.
+
+        Pending writes are committed before, or their later commit would overwrite the
+        times that are set here.
+        """
+        self.check_writable()
+        ino = self.volume_ino(ino)
+        if self.writer.dirty(ino) is not None:
+            await self.writer.flush(ino)
+        attr = None
+        if changes.size is not None:
+            attr = await self._truncate(caller, ino, changes.size, fh is not None)
+            caller = caller._replace(op=caller.op | 1)  # a second identity for the second step
+        rest = changes._replace(size=None)
+        if attr is None or rest != SetAttr():
+            attr = await self.meta.setattr(
+                caller,
+                ino,
+                mode=rest.mode,
+                uid=rest.uid,
+                gid=rest.gid,
+                atime_ns=rest.atime_ns,
+                mtime_ns=rest.mtime_ns,
+                through_handle=self.handles.find(ino) is not None,
+            )
+            self._keep_pages(ino, attr)
+        return await self.shown(ino, attr)
+
+    async def open(self, caller: Caller, ino: Ino, flags: int) -> Opened:  # noqa: ARG002
+        """Return a handle; the file is as its last closer left it (close-to-open).
+
+        Raises:
+            OSError: ENOENT, EROFS, EPERM (immutable, append-only or trashed).
+        """
+        attr = await self._attr_at_open(ino)
+        self._check_open(attr, flags)
+        keep = self.same_contents(ino, attr)
+        if not keep:
+            self.reader.invalidate(ino)
+        return Opened(self.handles.open(ino, attr, flags, monotonic_s()).fh, keep_cache=keep)
+
+    async def read(self, fh: int, off: int, size: int) -> ReadableBuffer:
+        """Return up to `size` bytes from `off`; fewer only at the end of the file."""
+        inode = self.handles.get(fh).inode
+        length = self.file_length(inode)
+        if off + size > length and monotonic_s() - inode.seen_s > self.attr_timeout_s:
+            await self.fresh(inode)
+            length = self.file_length(inode)
+        if off >= length:
+            return b""
+        return await self.reader.read(inode.ino, fh, off, min(size, length - off), length)
+
+    async def write(self, fh: int, off: int, data: ReadableBuffer) -> int:
+        """Accept `data` at `off`; it is stored at the latest by fsync, flush or age.
+
+        Raises:
+            OSError: EFBIG, or the error with which an earlier write could not be stored.
+        """
+        handle = self.handles.get(fh)
+        if off + len(data) > MAX_FILE_BYTES:
+            fail(errno.EFBIG)
+        handle.wrote = True
+        try:
+            await self.writer.write(handle.inode.ino, off, data)
+        except OSError as error:
+            raise _as_ebadf(error) from error
+        return len(data)
+
+    async def flush(self, caller: Caller, fh: int, lock_owner: int) -> None:  # noqa: ARG002
+        """Return when what was written is stored; drop the closing owner's POSIX locks."""
+        handle = self.handles.get(fh)
+        try:
+            if handle.wrote and not handle.inode.sustained:
+                await self._flush(handle)
+        finally:
+            await self._drop_posix(handle, lock_owner)
+
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: ARG002
+        """Return when every byte written to the file is in the store and committed."""
+        await self._flush(self.handles.get(fh))
+
+    async def release(self, caller: Caller, fh: int, flock_owner: int | None) -> None:
+        """Forget the handle; free the file's space if it was unlinked and this was the last."""
+        try:
+            handle = self.handles.get(fh)
+        except OSError:
+            return  # a repeat after a restart
+        if flock_owner is not None:
+            await self._drop_flock(caller, handle, flock_owner)
+        if handle.wrote and not handle.inode.sustained:
+            with suppress(OSError):  # flush has reported it; the data is kept for a retry
+                await self._flush(handle)
+        self.reader.release(fh)
+        last = self.handles.close(fh)
+        if last is not None and last.sustained:
+            self.writer.forget(last.ino)
+            await self.meta.release_sustained(last.ino)
+
+    async def fallocate(self, caller: Caller, fh: int, mode: int, off: int, length: int) -> None:
+        """Allocate, punch or zero a range (format.md §9.10); no space is reserved."""
+        handle = self.handles.get(fh)
+        await self._flush(handle)
+        attr = await self.meta.fallocate(caller, handle.ino, mode, off, length)
+        self._changed(handle.ino, attr)
+
+    async def lseek(self, fh: int, off: int, whence: int) -> int:
+        """Return the next offset of data (SEEK_DATA) or of a hole (SEEK_HOLE).
+
+        Raises:
+            OSError: ENXIO beyond the end, EINVAL for any other `whence`.
+        """
+        handle = self.handles.get(fh)
+        if self.writer.dirty(handle.ino) is not None:
+            await self._flush(handle)
+        attr = await self.fresh(handle.inode)
+        if off < 0 or off >= attr.length:
+            fail(errno.ENXIO)
+        seek = {os.SEEK_DATA: next_data, os.SEEK_HOLE: next_hole}.get(whence)
+        if seek is None:
+            fail(errno.EINVAL)
+        return await seek(self.meta, handle.ino, off, attr.length)
+
+    async def copy_file_range(
+        self,
+        caller: Caller,
+        fh_in: int,
+        off_in: int,
+        fh_out: int,
+        off_out: int,
+        length: int,
+        flags: int,
+    ) -> int:
+        """Let a range of one file share the slices of another; no data moves.
+
+        Returns:
+            Bytes copied, fewer than `length` at the end of the source.
+        """
+        if flags:
+            fail(errno.EINVAL)
+        source, target = self.handles.get(fh_in), self.handles.get(fh_out)
+        for handle in (source, target):
+            if self.writer.dirty(handle.ino) is not None:
+                await self._flush(handle)
+        length = min(length, (1 << 32) - CHUNK_SIZE)  # the reply has 32 bits
+        copied, attr = await self.meta.copy_file_range(
+            caller, source.ino, off_in, target.ino, off_out, length
+        )
+        if attr is not None:
+            self._changed(target.ino, attr)
+        return copied
+
+    async def statfs(self, ino: Ino) -> StatFs:  # noqa: ARG002
+        """Return capacity and use of the volume, narrowed by a quota on the root."""
+        return StatFs(*await self.meta.statfs(self.options.root))
+
+    # -- shared ---------------------------------------------------------------------------
+
+    async def _attr_at_open(self, ino: Ino) -> Attr:
+        inode = self.handles.find(ino)
+        if inode is not None and monotonic_s() - inode.seen_s < self.options.open_cache_s:
+            return inode.attr
+        return await self.meta.getattr(ino)
+
+    def _check_open(self, attr: Attr, flags: int) -> None:
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            return
+        self.check_writable()
+        if attr.flags & FLAG_IMMUTABLE or attr.parent > TRASH_INO:
+            fail(errno.EPERM)
+        if attr.flags & FLAG_APPEND and (not flags & os.O_APPEND or flags & os.O_TRUNC):
+            fail(errno.EPERM)
+
+    async def _truncate(self, caller: Caller, ino: Ino, size: int, by_handle: bool) -> Attr:
+        if size > MAX_FILE_BYTES:
+            fail(errno.EFBIG)
+        through = by_handle or self.handles.find(ino) is not None
+        attr = await self.meta.truncate(caller, ino, size, through_handle=through)
+        self._changed(ino, attr)
+        return attr
+
+    def _changed(self, ino: Ino, attr: Attr) -> None:
+        """Note a change of contents that we made ourselves, past the writer."""
+        self.committed(ino, attr)
+        self.reader.invalidate(ino)
+
+    def _keep_pages(self, ino: Ino, attr: Attr) -> None:
+        """Note a change of times that we made ourselves: contents are as they were."""
+        if attr.type == NodeType.FILE:
+            self.committed(ino, attr)
+
+    async def _flush(self, handle: FileHandle) -> None:
+        try:
+            await self.writer.flush(handle.inode.ino)
+        except OSError as error:
+            raise _as_ebadf(error) from error
+
+
+def _as_ebadf(error: OSError) -> OSError:
+    if error.errno in _TO_EBADF:
+        return OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return error

@@ -1,0 +1,126 @@
+"""Locks: shared with every client of the volume, waited for by polling (format.md §14)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from jfsd.types import Caller, Ino
+from jfsd.vfs.core import Core
+from jfsd.vfs.handles import FileHandle
+from jfsd.vfs.ports import PosixLock
+
+_FIRST_POLL_S = 0.001
+_LONGEST_POLL_S = 0.05
+_END_OF_FILE = 0x7FFFFFFFFFFFFFFF
+
+
+class LockOps(Core):
+    """flock(2) and fcntl(2) locks. Owners are the kernel's numbers, kept as they are.
+
+    A waiter polls, because the format has no notification; an unlock in this mount
+    wakes the waiters of this mount at once.
+    """
+
+    _waiters: defaultdict[Ino, set[asyncio.Event]]
+
+    async def flock(
+        self, caller: Caller, fh: int, owner: int, lock_type: int, blocking: bool
+    ) -> None:
+        """Take, convert or drop a whole-file lock.
+
+        Raises:
+            OSError: EAGAIN if it is held and `blocking` is false.
+        """
+        handle = self.handles.get(fh)
+
+        async def attempt() -> None:
+            await self.meta.flock(caller, handle.ino, owner, lock_type)
+
+        await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
+        if lock_type == fcntl.F_UNLCK:
+            handle.flock_owners.discard(owner)
+            self._wake(handle.ino)
+        else:
+            handle.flock_owners.add(owner)
+
+    async def getlk(
+        self, caller: Caller, fh: int, owner: int, lock_type: int, start: int, end: int, pid: int
+    ) -> PosixLock:
+        """Return the first lock that is in the way, or one of type F_UNLCK."""
+        ino = self.handles.get(fh).ino
+        return PosixLock(*await self.meta.getlk(caller, ino, owner, lock_type, start, end, pid))
+
+    async def setlk(
+        self,
+        caller: Caller,
+        fh: int,
+        owner: int,
+        lock_type: int,
+        start: int,
+        end: int,
+        pid: int,
+        blocking: bool,
+    ) -> None:
+        """Take, convert or drop a lock on bytes `start` … `end` (inclusive).
+
+        Raises:
+            OSError: EAGAIN if a conflicting lock is held and `blocking` is false.
+        """
+        handle = self.handles.get(fh)
+
+        async def attempt() -> None:
+            await self.meta.setlk(caller, handle.ino, owner, lock_type, start, end, pid)
+
+        if lock_type != fcntl.F_UNLCK:
+            handle.inode.posix_owners.add(owner)
+        await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
+        if lock_type == fcntl.F_UNLCK:
+            self._wake(handle.ino)
+
+    async def _acquire(
+        self, ino: Ino, attempt: Callable[[], Awaitable[None]], blocking: bool
+    ) -> None:
+        delay_s = _FIRST_POLL_S
+        while True:
+            try:
+                return await attempt()
+            except OSError as error:
+                if error.errno != errno.EAGAIN or not blocking:
+                    raise
+            await self._wait(ino, delay_s)
+            delay_s = min(delay_s * 2, _LONGEST_POLL_S)
+
+    async def _wait(self, ino: Ino, delay_s: float) -> None:
+        released = asyncio.Event()
+        self._waiters[ino].add(released)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await released.wait()
+        finally:
+            self._waiters[ino].discard(released)
+            if not self._waiters[ino]:
+                del self._waiters[ino]
+
+    def _wake(self, ino: Ino) -> None:
+        for released in self._waiters.get(ino, ()):
+            released.set()
+
+    async def _drop_posix(self, handle: FileHandle, owner: int) -> None:
+        """Drop all byte-range locks of a closing owner, without asking if it had none."""
+        if owner not in handle.inode.posix_owners:
+            return
+        handle.inode.posix_owners.discard(owner)
+        await self.meta.setlk(Caller(0, 0), handle.ino, owner, fcntl.F_UNLCK, 0, _END_OF_FILE, 0)
+        self._wake(handle.ino)
+
+    async def _drop_flock(self, caller: Caller, handle: FileHandle, owner: int) -> None:
+        """Drop the whole-file lock of a closed file description, if it had one."""
+        handle.flock_owners.discard(owner)
+        await self.meta.flock(caller, handle.ino, owner, fcntl.F_UNLCK)
+        self._wake(handle.ino)

@@ -1,0 +1,254 @@
+"""Operations on names: lookup, create, remove, rename, link, and directory listings."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+
+from jfsd.clock import monotonic_s
+from jfsd.types import (
+    MAX_SYMLINK_BYTES,
+    ROOT_INO,
+    TRASH_INO,
+    Attr,
+    Caller,
+    Entry,
+    Ino,
+    NodeType,
+)
+from jfsd.vfs.core import TRASH_NAME, Core, check_name, fail
+from jfsd.vfs.dirs import (
+    COOKIE_DOT,
+    COOKIE_DOTDOT,
+    DirEntry,
+    Node,
+    Snapshot,
+    blank_attr,
+)
+from jfsd.vfs.ports import Opened
+
+_BATCH = 256
+"""Entries whose attributes are fetched together."""
+
+_NODE_TYPES = {
+    stat.S_IFREG: NodeType.FILE,
+    stat.S_IFDIR: NodeType.DIRECTORY,
+    stat.S_IFLNK: NodeType.SYMLINK,
+    stat.S_IFIFO: NodeType.FIFO,
+    stat.S_IFBLK: NodeType.BLOCKDEV,
+    stat.S_IFCHR: NodeType.CHARDEV,
+    stat.S_IFSOCK: NodeType.SOCKET,
+    0: NodeType.FILE,
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Listing:
+    """An open directory: `ahead` holds entries already fetched for the next call."""
+
+    ino: Ino
+    snapshot: Snapshot | None = None
+    ahead: list[DirEntry] = field(default_factory=list)
+
+
+class NameOps(Core):
+    """Everything that reads or changes directory entries."""
+
+    _listings: dict[int, _Listing]
+
+    async def lookup(self, caller: Caller, parent: Ino, name: bytes) -> Node:  # noqa: ARG002
+        """Return the node that `name` in `parent` stands for.
+
+        Raises:
+            OSError: ENOENT, ENAMETOOLONG.
+        """
+        check_name(name)
+        if parent == ROOT_INO and name == TRASH_NAME and self.options.root == ROOT_INO:
+            return Node(TRASH_INO, await self.meta.getattr(TRASH_INO))
+        ino, found = await self.meta.lookup(self.volume_ino(parent), name)
+        attr = blank_attr(found) if isinstance(found, NodeType) else found
+        return await self._node(ino, attr)
+
+    async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Node:
+        """Create a file of any type but directory and symlink; `mode` is a full st_mode."""
+        self.check_new_name(parent, name)
+        node_type = _NODE_TYPES.get(stat.S_IFMT(mode))
+        if node_type is None:
+            fail(errno.EINVAL)
+        ino, attr = await self.meta.mknod(
+            caller, self.volume_ino(parent), name, node_type, stat.S_IMODE(mode), rdev
+        )
+        return Node(ino, attr)
+
+    async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Node:
+        """Create an empty directory."""
+        self.check_new_name(parent, name)
+        ino, attr = await self.meta.mknod(
+            caller, self.volume_ino(parent), name, NodeType.DIRECTORY, stat.S_IMODE(mode), 0
+        )
+        return Node(ino, attr)
+
+    async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Node:
+        """Create a symbolic link; its target never changes."""
+        self.check_new_name(parent, name)
+        if len(target) > MAX_SYMLINK_BYTES:
+            fail(errno.ENAMETOOLONG)
+        ino, attr = await self.meta.mknod(
+            caller, self.volume_ino(parent), name, NodeType.SYMLINK, 0o777, 0, target
+        )
+        return Node(ino, attr)
+
+    async def create(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
+    ) -> tuple[Opened, Node]:
+        """Create a regular file, or take the one that is there unless O_EXCL, and open it."""
+        self.check_new_name(parent, name)
+        excl = bool(flags & os.O_EXCL)
+        ino, attr, created = await self.meta.create(
+            caller, self.volume_ino(parent), name, stat.S_IMODE(mode), excl
+        )
+        if not created:
+            attr = self.current(ino, attr)
+        keep = not created and self.same_contents(ino, attr)
+        if created:
+            self.note_contents(ino, attr)
+        elif not keep:
+            self.reader.invalidate(ino)
+        handle = self.handles.open(ino, attr, flags, monotonic_s())
+        return Opened(handle.fh, keep_cache=keep), Node(ino, await self.shown(ino, attr))
+
+    async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        """Remove the entry of anything but a directory; an open file lives on until closed."""
+        self._check_removable(parent, name)
+        result = await self.meta.unlink(
+            caller, self.volume_ino(parent), name, self.handles.open_inos()
+        )
+        await self._removed(result.ino, result.sustained, result.freed)
+
+    async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        """Remove an empty directory."""
+        if name == b".":
+            fail(errno.EINVAL)
+        if name == b"..":
+            fail(errno.ENOTEMPTY)
+        self._check_removable(parent, name)
+        await self.meta.rmdir(caller, self.volume_ino(parent), name)
+
+    async def rename(
+        self,
+        caller: Caller,
+        parent: Ino,
+        name: bytes,
+        new_parent: Ino,
+        new_name: bytes,
+        flags: int,
+    ) -> None:
+        """Move an entry; flags 1 NOREPLACE, 2 EXCHANGE (renameat2(2)), 4 is ENOTSUP."""
+        self._check_removable(parent, name)
+        self._check_removable(new_parent, new_name)
+        result = await self.meta.rename(
+            caller,
+            self.volume_ino(parent),
+            name,
+            self.volume_ino(new_parent),
+            new_name,
+            flags,
+            self.handles.open_inos(),
+        )
+        if result.replaced is not None:
+            await self._removed(result.replaced, result.sustained, result.freed)
+
+    async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Node:
+        """Add another name for a file."""
+        self.check_new_name(parent, name)
+        attr = await self.meta.link(caller, ino, self.volume_ino(parent), name)
+        return Node(ino, await self.shown(ino, attr))
+
+    async def readlink(self, ino: Ino) -> bytes:
+        """Return the target of a symbolic link."""
+        return await self.meta.readlink(ino)
+
+    # -- listings -------------------------------------------------------------------------
+
+    async def opendir(self, caller: Caller, ino: Ino) -> int:  # noqa: ARG002
+        """Return a handle for a listing; the directory is read at the first `readdir`."""
+        fh = self.handles.next_fh()
+        self._listings[fh] = _Listing(ino)
+        return fh
+
+    async def readdir(self, fh: int, cookie: int) -> list[DirEntry]:
+        """Return entries after `cookie` (0 is the start, with a fresh look); [] is the end.
+
+        A handle of an earlier process is taken as it comes: cookies depend on names only.
+        """
+        listing = self._listings.get(fh)
+        if listing is None:
+            fail(errno.EBADF)
+        if cookie == 0:
+            listing.snapshot, listing.ahead = None, []
+        ahead = _rest(listing.ahead, cookie)
+        if not ahead:
+            ahead = await self._fetch(listing, cookie)
+        listing.ahead = ahead
+        return ahead
+
+    async def releasedir(self, fh: int) -> None:
+        """Forget the listing."""
+        self._listings.pop(fh, None)
+
+    async def fsyncdir(self, fh: int) -> None:
+        """Return; every change of a directory is in Redis before it is answered."""
+
+    async def _fetch(self, listing: _Listing, cookie: int) -> list[DirEntry]:
+        if listing.snapshot is None:
+            ino = self.volume_ino(listing.ino)
+            entries = [e async for batch in self.meta.readdir(ino, False) for e in batch]
+            listing.snapshot = Snapshot(entries)
+        dots = await self._dots(listing.ino, cookie) if cookie < COOKIE_DOTDOT else []
+        page = listing.snapshot.after(max(cookie, COOKIE_DOTDOT), _BATCH)
+        attrs = await self.meta.getattrs([entry.ino for _, entry in page]) if page else []
+        for (next_cookie, entry), attr in zip(page, attrs, strict=True):
+            dots.append(await self._dir_entry(entry, attr, next_cookie))
+        return dots
+
+    async def _dir_entry(self, entry: Entry, attr: Attr | None, next_cookie: int) -> DirEntry:
+        node = await self._node(entry.ino, attr or blank_attr(entry.type))
+        return DirEntry(entry.name, node, next_cookie)
+
+    async def _dots(self, ino: Ino, cookie: int) -> list[DirEntry]:
+        attr = await self.meta.getattr(self.volume_ino(ino))
+        above = ino if ino == ROOT_INO else self.kernel_ino(attr.parent)
+        own = DirEntry(b".", Node(ino, attr), COOKIE_DOT)
+        up = DirEntry(b"..", Node(above, attr), COOKIE_DOTDOT)
+        return [own, up] if cookie < COOKIE_DOT else [up]
+
+    # -- shared ---------------------------------------------------------------------------
+
+    async def _node(self, ino: Ino, attr: Attr) -> Node:
+        return Node(self.kernel_ino(ino), await self.shown(ino, attr))
+
+    def _check_removable(self, parent: Ino, name: bytes) -> None:
+        self.check_writable()
+        check_name(name)
+        if self.is_reserved(parent, name):
+            fail(errno.EPERM)
+
+    async def _removed(self, ino: Ino, sustained: bool, freed: bool) -> None:
+        """Keep a file that lost its last name until its last handle here is closed."""
+        inode = self.handles.find(ino)
+        if freed:
+            self.writer.forget(ino)
+        elif sustained and inode is None:
+            await self.meta.release_sustained(ino)
+        elif sustained and inode is not None:
+            inode.sustained = True
+
+
+def _rest(ahead: list[DirEntry], cookie: int) -> list[DirEntry]:
+    """Return what follows `cookie` in `ahead`, or [] if `ahead` does not go on from there."""
+    for position, entry in enumerate(ahead):
+        if entry.next_cookie == cookie:
+            return ahead[position + 1 :]
+    return []
