@@ -1,0 +1,180 @@
+"""What a mount was told: every option, parsed and checked against the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Value
+from jfsd.config.fuseopts import FuseOptions, parse_fuse_options
+from jfsd.errors import ExitCode, RefusedError
+
+MEMORY_CACHE = "memory"
+"""The word that `--cache-dir` takes instead of directories."""
+
+_MAX_PATH_BYTES = 4095
+_MAX_NAME_BYTES = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountSettings:
+    """Every mount option with its value; defaults are those of `config.flags`.
+
+    Values are in range and do not contradict each other: `check` ran when the
+    settings were made.
+    """
+
+    fuse_options: tuple[str, ...] = ()
+    read_only: bool = False
+    subdir: str = ""
+    enable_xattr: bool = True
+    heartbeat_s: float = 12.0
+    no_bgjob: bool = False
+    backup_meta_s: float = 0.0
+    attr_cache_s: float = 1.0
+    entry_cache_s: float = 1.0
+    dir_entry_cache_s: float = 1.0
+    open_cache_s: float = 0.0
+    storage: str = ""
+    bucket: str = ""
+    access_key_file: str = ""
+    secret_key_file: str = ""
+    session_token_file: str = ""
+    get_timeout_s: float = 60.0
+    put_timeout_s: float = 60.0
+    io_retries: int = 10
+    max_uploads: int = 20
+    max_downloads: int = 200
+    upload_limit_mbps: int = 0
+    download_limit_mbps: int = 0
+    buffer_size_bytes: int = 300 << 20
+    max_readahead_bytes: int = 32 << 20
+    prefetch: int = 1
+    cache_dirs: tuple[str, ...] = ("/var/cache/jfsd",)
+    cache_size_bytes: int = 100 << 30
+    free_space_ratio: float = 0.1
+    log_level: str = "info"
+    no_syslog: bool = False
+
+    def __post_init__(self) -> None:
+        """Bring equal settings to one form and refuse contradictions."""
+        options = parse_fuse_options(self.fuse_options)
+        if self.read_only and "rw" in self.fuse_options:
+            raise RefusedError(
+                ExitCode.USAGE, "--read-only and -o rw", "contradict each other", "drop one of them"
+            )
+        object.__setattr__(self, "read_only", self.read_only or options.read_only)
+        object.__setattr__(self, "subdir", _clean_subdir(self.subdir))
+        _check_cache_dirs(self.cache_dirs)
+        _check_backup(self.backup_meta_s)
+
+    @property
+    def fuse(self) -> FuseOptions:
+        """What `-o` asked for."""
+        return parse_fuse_options(self.fuse_options)
+
+    @property
+    def subdir_names(self) -> tuple[bytes, ...]:
+        """The names that lead from the volume's root to the mounted directory."""
+        return tuple(os.fsencode(name) for name in self.subdir.split("/") if name)
+
+    @property
+    def allow_other(self) -> bool:
+        """Whether other users may use the mount: as asked, else for root only."""
+        asked = self.fuse.allow_other
+        return os.geteuid() == 0 if asked is None else asked
+
+    @property
+    def memory_cache(self) -> bool:
+        """Whether blocks are cached in memory instead of directories."""
+        return self.cache_dirs == (MEMORY_CACHE,)
+
+
+def settings_from(values: Mapping[str, Value | None]) -> MountSettings:
+    """Return settings from parsed values by flag name; None and what is absent is the default.
+
+    Raises:
+        RefusedError: An unknown name, or values that contradict each other.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in BY_NAME:
+            raise RefusedError(ExitCode.USAGE, name, "is not an option of mount", "leave it out")
+        if value is not None:
+            fields[BY_NAME[name].field] = value
+    return MountSettings(**fields)
+
+
+class Difference(NamedTuple):
+    """One option that two settings disagree on, with both values as text."""
+
+    option: str
+    before: str
+    after: str
+    change: Change
+
+
+def diff(before: MountSettings, after: MountSettings) -> list[Difference]:
+    """Return the options that differ, in the order of the rows."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    return [
+        Difference(flag.option, str(old[flag.field]), str(new[flag.field]), flag.change)
+        for flag in MOUNT_FLAGS
+        if old[flag.field] != new[flag.field]
+    ]
+
+
+def _clean_subdir(path: str) -> str:
+    """Return the path without doubled, leading and trailing slashes."""
+    names = [name for name in path.split("/") if name]
+    for name in names:
+        if name in {".", ".."}:
+            raise RefusedError(
+                ExitCode.USAGE, f"--subdir {path!r}", f"contains {name!r}", "give a plain path"
+            )
+        if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+            raise RefusedError(
+                ExitCode.USAGE,
+                f"--subdir {path[:40]!r}...",
+                f"has a name over {_MAX_NAME_BYTES} bytes",
+                "give a directory that exists in the volume",
+            )
+    cleaned = "/".join(names)
+    if len(os.fsencode(cleaned)) > _MAX_PATH_BYTES:
+        raise RefusedError(
+            ExitCode.USAGE,
+            f"--subdir {path[:40]!r}...",
+            f"is over {_MAX_PATH_BYTES} bytes",
+            "give a shorter path",
+        )
+    return cleaned
+
+
+def _check_cache_dirs(dirs: tuple[str, ...]) -> None:
+    shown = "--cache-dir " + repr(":".join(dirs))
+    if not dirs:
+        raise RefusedError(ExitCode.USAGE, shown, "is empty", "give a directory or memory")
+    if dirs == (MEMORY_CACHE,):
+        return
+    if MEMORY_CACHE in dirs:
+        raise RefusedError(
+            ExitCode.USAGE, shown, "mixes memory and directories", "give one or the other"
+        )
+    for path in dirs:
+        if not path.startswith("/"):
+            raise RefusedError(
+                ExitCode.USAGE, shown, f"{path!r} is not an absolute path", "begin it with /"
+            )
+
+
+def _check_backup(interval_s: float) -> None:
+    if interval_s:
+        raise RefusedError(
+            ExitCode.USAGE,
+            f"--backup-meta {interval_s:g}s",
+            "the mount does not back up metadata",
+            "give 0 or leave it out, and run `juicefs dump` from a timer",
+        )
