@@ -1,0 +1,71 @@
+"""A formatted volume, and everything the tests do with one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.clients import Client, JuiceFS, Mounted, Storage
+    from support.session import Session
+
+
+class Volume:
+    """A volume of one test; `close` unmounts what is left and checks nothing was broken."""
+
+    def __init__(
+        self,
+        session: Session,
+        client: Client,
+        juicefs: JuiceFS,
+        meta_url: str,
+        storage: Storage,
+        name: str,
+    ) -> None:
+        self.session = session
+        self.client = client
+        self.juicefs = juicefs
+        self.meta_url = meta_url
+        self.storage = storage
+        self.name = name
+        self.mounted: list[Mounted] = []
+
+    def mount(
+        self,
+        *flags: str,
+        client: Client | None = None,
+        path: Path | None = None,
+        cache: Path | None = None,
+    ) -> Mounted:
+        """Mount the volume at a new mount point, with a cold cache unless one is given."""
+        path = path or self.session.directory("m")
+        mounted = (client or self.client).mount(self.meta_url, path, *flags, cache=cache)
+        self.mounted.append(mounted)
+        return mounted
+
+    def remount(self, mounted: Mounted, *flags: str) -> Mounted:
+        """Unmount, and mount again at the same place with a cold cache."""
+        mounted.unmount()
+        return self.mount(*flags, client=mounted.client, path=mounted.path)
+
+    def kept_objects(self) -> list[Path]:
+        """Return all block objects of a volume whose store is a directory."""
+        root = self.storage.directory / self.name / "chunks"
+        return sorted(p for p in root.rglob("*") if p.is_file())
+
+    def check(self) -> None:
+        """Fail if the reference's tools find anything wrong."""
+        self.juicefs.fsck(self.meta_url)
+
+    def close(self) -> None:
+        """Unmount everything that is still mounted."""
+        failures = []
+        for mounted in reversed(self.mounted):
+            try:
+                mounted.discard()
+            except AssertionError as error:
+                failures.append(error)
+        self.mounted.clear()
+        if failures:
+            raise failures[0]
