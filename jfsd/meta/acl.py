@@ -84,12 +84,12 @@ class Rule:
         try:
             users, position = _named(data, _HEAD.size)
             groups, position = _named(data, position)
-            rule = cls(*_HEAD.unpack_from(data), users, groups)
+            owner, group, mask, other = _HEAD.unpack_from(data)
         except struct.error as error:
             raise _error(errno.EIO) from error
         if position != len(data):
             raise _error(errno.EIO)
-        return rule
+        return cls(owner, group, mask, other, users, groups)
 
     def filled(self, mode: int) -> Rule:
         """Return the rule with unset owner, group and other taken from `mode`."""
