@@ -1,0 +1,142 @@
+"""Which mounts are served on this machine: one file each, for root and the owner only.
+
+A served mount writes `<runtime directory>/<escaped mount point>.json` and removes it
+at the end; commands that take a path find the volume through it. The file holds the
+metadata URL with its password, so the directory is 0700 and the file 0600. A file
+that a kill left behind is told by the kernel's table of mounts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jfsd.errors import ExitCode, RefusedError
+
+DIRECTORY_VARIABLE = "JFSD_RUNTIME_DIR"
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """What a command needs to know about a served mount."""
+
+    mountpoint: str
+    meta_url: str = field(repr=False)
+    name: str
+    uuid: str
+    pid: int
+    subdir: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMount:
+    """A line of the kernel's table of mounts."""
+
+    mountpoint: str
+    kind: str
+    source: str
+    device: int
+
+
+def runtime_directory() -> Path:
+    """Return the directory of the records; it need not exist."""
+    chosen = os.environ.get(DIRECTORY_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/run/jfsd")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/jfsd-{os.geteuid()}") / "jfsd"  # noqa: S108
+
+
+def escape(mountpoint: str) -> str:
+    """Return the mount point as one file name, in the form of `systemd-escape --path`."""
+    raw = os.fsencode(mountpoint).strip(b"/")
+    if not raw:
+        return "-"
+    parts: list[str] = []
+    for byte in raw:
+        character = chr(byte)
+        if character == "/":
+            parts.append("-")
+        elif byte < 128 and (character.isalnum() or character in (":_." if parts else ":_")):
+            parts.append(character)
+        else:
+            parts.append(f"\\x{byte:02x}")
+    return "".join(parts)
+
+
+def register(record: MountRecord) -> Path:
+    """Write the record so that commands find the mount; replaces an older one whole."""
+    directory = runtime_directory()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise RefusedError(
+            ExitCode.NO_PRIVILEGE,
+            str(directory),
+            "must belong to the user of the mount, with mode 0700",
+            f"correct or remove it, or name another in {DIRECTORY_VARIABLE}",
+        )
+    path = directory / (escape(record.mountpoint) + ".json")
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        json.dump(dataclasses.asdict(record), file)
+    draft.replace(path)
+    return path
+
+
+def unregister(mountpoint: str) -> None:
+    """Remove the record of the mount point, if there is one."""
+    (runtime_directory() / (escape(mountpoint) + ".json")).unlink(missing_ok=True)
+
+
+def find(mountpoint: str) -> MountRecord | None:
+    """Return the record of what is mounted there; None if it is not ours or not readable."""
+    path = runtime_directory() / (escape(mountpoint) + ".json")
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            return MountRecord(**json.load(file))
+    except (FileNotFoundError, PermissionError, ValueError, TypeError):
+        return None
+
+
+def resolve_mountpoint(path: str) -> str:
+    """Return the absolute path with its parents resolved, without touching the mount itself."""
+    absolute = os.path.abspath(path)  # noqa: PTH100 (pathlib has no form that keeps the last name)
+    parent, name = os.path.split(absolute)
+    return os.path.join(os.path.realpath(parent), name) if name else absolute  # noqa: PTH118
+
+
+def kernel_mounts(table: Path = Path("/proc/self/mountinfo")) -> Iterator[KernelMount]:
+    """Yield what is mounted in this namespace, the latest last."""
+    for line in table.read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
+        fields, tail = left.split(b" "), right.split(b" ")
+        major, minor = fields[2].split(b":")
+        yield KernelMount(
+            mountpoint=_decoded(fields[4]),
+            kind=_decoded(tail[0]),
+            source=_decoded(tail[1]),
+            device=os.makedev(int(major), int(minor)),
+        )
+
+
+def kernel_mount(mountpoint: str) -> KernelMount | None:
+    """Return the uppermost mount at exactly this path, or None."""
+    found = None
+    for mount in kernel_mounts():
+        if mount.mountpoint == mountpoint:
+            found = mount
+    return found
+
+
+def _decoded(raw: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), raw))
