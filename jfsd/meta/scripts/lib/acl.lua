@@ -48,6 +48,13 @@ local function acl_bits(owner, group, other)
   return bit.bor(bit.lshift(bit.band(owner, 7), 6), bit.lshift(bit.band(group, 7), 3), bit.band(other, 7))
 end
 
+-- Mode bits of a node under a rule: owner, mask (group if there is no mask), other.
+function acl.bits(rule)
+  local owner, group, mask, other = acl.perms(rule)
+  if mask == acl.UNSET then mask = group end
+  return acl_bits(owner, mask, other)
+end
+
 -- Id of rule `id` after chmod to `mode`: owner, other and mask (group if minimal) take its bits.
 -- nil if the rule is missing.
 function acl.chmod(prefix, id, mode)
@@ -65,13 +72,12 @@ end
 function acl.inherit(prefix, default_id, mode)
   local rule = acl.load(prefix, default_id)
   if not rule then return nil end
-  local owner, group, mask, other = acl.perms(rule)
-  if acl.is_minimal(rule) then
-    return bit.band(mode, bit.bor(acl_bits(owner, group, other), 0xFE00)), 0
-  end
+  if acl.is_minimal(rule) then return bit.band(mode, bit.bor(acl.bits(rule), 0xFE00)), 0 end
+  local owner, _, mask, other = acl.perms(rule)
   local user_bits, group_bits, other_bits = acl_digits(mode)
   owner, mask, other = bit.band(user_bits, owner), bit.band(group_bits, mask), bit.band(other_bits, other)
-  local child = struct.pack('>I2I2I2I2', owner, group, mask, other) .. string.sub(rule, 9)
+  local child = struct.pack('>I2', owner) .. string.sub(rule, 3, 4)
+    .. struct.pack('>I2I2', mask, other) .. string.sub(rule, 9)
   return bit.bor(bit.band(mode, 0xFE00), acl_bits(owner, mask, other)), acl.insert(prefix, child)
 end
 
@@ -83,4 +89,18 @@ function acl.fill(rule, mode)
   if group == acl.UNSET then group = group_bits end
   if other == acl.UNSET then other = other_bits end
   return struct.pack('>I2I2I2I2', owner, group, mask, other) .. string.sub(rule, 9)
+end
+
+-- Access and default ACL ids of an attribute record (format.md §6.1); 0 is none.
+function acl.ids(record)
+  if #record < 79 then return 0, 0 end
+  local access, default = struct.unpack('>I4I4', record, 72)
+  return access, default
+end
+
+-- The record with these ids; it is 8 bytes shorter when both are 0. The tier is kept.
+function acl.with_ids(record, access, default)
+  local rest = string.sub(record, #record < 79 and 72 or 80)
+  if access == 0 and default == 0 then return string.sub(record, 1, 71) .. rest end
+  return string.sub(record, 1, 71) .. struct.pack('>I4I4', access, default) .. rest
 end

@@ -18,6 +18,12 @@ function locks.alive(prefix, sid)
   return prefix == '' and redis.call('ZSCORE', 'sessions', sid) and true or false
 end
 
+-- True if a registered session expires after a second: nobody may clean it yet.
+function locks.expires_after(prefix, sid, second)
+  local score = redis.call('ZSCORE', prefix .. 'allSessions', sid)
+  return score and tonumber(score) > second
+end
+
 -- True if a session that is gone owns the field; the field is removed (format.md, Appendix D).
 function locks.drop_if_dead(prefix, key, field)
   if locks.alive(prefix, locks.sid(field)) then return false end
