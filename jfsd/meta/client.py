@@ -1,0 +1,9 @@
+"""The metadata of one mounted volume: everything that the layers above may ask."""
+
+from __future__ import annotations
+
+from jfsd.meta.names import Names
+
+
+class Meta(Names):
+    """All operations on a volume's metadata. See `Engine` for what they have in common."""

@@ -1,0 +1,356 @@
+"""What every metadata operation stands on: running scripts exactly once, ids, volume switches.
+
+The operations themselves are mixed into `jfsd.meta.client.Meta` from the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+from jfsd import clock
+from jfsd.meta import codec
+from jfsd.meta.keyspace import Keys
+from jfsd.meta.scripts import SCRIPTS
+from jfsd.meta.wire import ReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from jfsd.meta.connection import Connection
+    from jfsd.meta.wire import Argument, Reply
+    from jfsd.types import Caller, Ino
+
+log = logging.getLogger(__name__)
+
+INODE_BATCH: Final = 1024
+SLICE_BATCH: Final = 4096
+ACKS_PER_SCRIPT: Final = 500
+ACK_DELAY_S: Final = 2.0
+"""Time after which a result of the daemon's own is forgotten; by then its task has run."""
+UNANSWERED_DELAY_S: Final = 60.0
+"""The same for a request's result when nobody tells us of answers."""
+
+FENCED: Final = -1
+
+
+class FencedError(OSError):
+    """EIO: a newer server owns this mount; this one must not write any more."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "a newer server owns this mount")
+
+
+class NodeExistsError(FileExistsError):
+    """EEXIST with the node that is in the way; `attr` is its raw record, or empty."""
+
+    def __init__(self, ino: Ino, attr: bytes) -> None:
+        super().__init__(errno.EEXIST, os.strerror(errno.EEXIST))
+        self.ino = ino
+        self.attr = attr
+
+
+class VolumeRules(Protocol):
+    """The fields of a volume's setting that scripts obey (`jfsd.config.volume.Volume`)."""
+
+    @property
+    def dir_stats(self) -> bool: ...  # noqa: D102
+    @property
+    def user_group_quota(self) -> bool: ...  # noqa: D102
+    @property
+    def enable_acl(self) -> bool: ...  # noqa: D102
+    @property
+    def capacity_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def inodes(self) -> int: ...  # noqa: D102
+    @property
+    def trash_days(self) -> int: ...  # noqa: D102
+
+
+def fail(number: int) -> NoReturn:
+    """Raise the `OSError` of an errno."""
+    raise OSError(number, os.strerror(number))
+
+
+class IdBatch:
+    """Ids of one counter, taken in batches; the next batch is fetched before this one ends."""
+
+    def __init__(self, engine: Engine, key: bytes, size: int, first: int) -> None:
+        self._engine = engine
+        self._key = key
+        self._size = size
+        self._first = first
+        self._ids: deque[range] = deque()
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def next(self) -> int:
+        """Return an id that nobody has used and nobody will; lost ids are never reused."""
+        while (number := self._take()) is None:
+            await asyncio.shield(self._fetch())
+        return number
+
+    def _take(self) -> int | None:
+        if not self._ids:
+            return None
+        head = self._ids[0]
+        if len(head) == 1:
+            self._ids.popleft()
+        else:
+            self._ids[0] = head[1:]
+        if len(self._ids) < 2 and len(head) * 10 < self._size:
+            self._fetch()
+        return head[0]
+
+    def _fetch(self) -> asyncio.Task[None]:
+        if self._fetching is None or self._fetching.done():
+            self._fetching = self._engine.spawn(self._more(), "meta-ids")
+        return self._fetching
+
+    async def _more(self) -> None:
+        last = await self._engine.connection.call("INCRBY", self._key, self._size)
+        self._ids.append(range(max(last - self._size + 1, self._first), last + 1))
+
+
+class Engine:
+    """A mount's way to its metadata.
+
+    Every mutation is one script with an identity; asked again under the same identity it
+    returns the first result. Identities are forgotten once answered: `ack_source` yields the
+    requests (`Caller.op`) that have been.
+
+    Attributes:
+        connection: Where commands go.
+        keys: Names of the volume's keys.
+        mount_id: Names the hash in which results wait for their answers.
+        generation: Number of this server of the mount; a newer one fences this one.
+        sid: Session id, 0 while there is none.
+        ack_source: Returns the requests answered since it was last asked. None if nobody
+            counts answers; results are then kept for a minute.
+        freed: Called with (inode, length) when a file's data may be deleted.
+        read_only: Every mutation fails with EROFS.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        mount_id: str,
+        generation: int = 1,
+        read_only: bool = False,
+    ) -> None:
+        self.connection = connection
+        self.keys = Keys(connection.prefix)
+        self.mount_id = mount_id
+        self.generation = generation
+        self.sid = 0
+        self.read_only = read_only
+        self.ack_source: Callable[[], Iterable[int]] | None = None
+        self.freed: Callable[[Ino, int], None] | None = None
+        self.trash_days = 0
+        self.acl = False
+        self._switches = ""
+        self._capacity = b"0"
+        self._inode_limit = b"0"
+        self._operations = self.keys.operations(mount_id)
+        self._identities = 0
+        self._recorded: dict[int, list[str]] = {}
+        self._maturing: deque[tuple[float, str, int]] = deque()
+        self._acks: deque[str] = deque()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.inodes = IdBatch(self, self.keys.next_inode, INODE_BATCH, 2)
+        self.slices = IdBatch(self, self.keys.next_chunk, SLICE_BATCH, 1)
+
+    def apply(self, volume: VolumeRules) -> None:
+        """Obey a volume's setting from now on; called again whenever it has changed."""
+        self._switches = (
+            ("S" if volume.dir_stats else "")
+            + ("U" if volume.user_group_quota else "")
+            + ("A" if volume.enable_acl else "")
+        )
+        self._capacity = b"%d" % max(volume.capacity_bytes, 0)
+        self._inode_limit = b"%d" % max(volume.inodes, 0)
+        self.trash_days = volume.trash_days
+        self.acl = volume.enable_acl
+
+    async def claim(self) -> None:
+        """Make this server the one that may write for its mount; older ones are fenced.
+
+        Raises:
+            FencedError: A newer server has claimed the mount.
+        """
+        await self.run("claim", "0")
+
+    async def forget_others(self, unanswered: Iterable[int] = ()) -> None:
+        """Forget recorded results of former servers but those of `unanswered` requests.
+
+        To be called when no request of a former server can come again.
+        """
+        keep = {str(op) for op in (*unanswered, *self._recorded)}
+        fields = await self.connection.call("HKEYS", self._operations)
+        own = f"n{self.generation}-"
+        gone = [
+            field
+            for field in (name.decode() for name in fields)
+            if field != "g"
+            and not field.startswith((own, "s"))
+            and field.partition(".")[0] not in keep
+        ]
+        if gone:
+            await self.connection.call("HDEL", self._operations, *gone)
+
+    async def forget_mount(self) -> None:
+        """Remove the mount's hash; the last thing a clean unmount does."""
+        await self.connection.call("DEL", self._operations)
+
+    async def close_engine(self) -> None:
+        """Hand in what is answered and end the tasks; the connection stays open."""
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `work` in a task that ends with this object."""
+        task = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ---- scripts
+
+    async def mutate(self, script: str, caller: Caller | None, *args: Argument) -> list[Reply]:
+        """Run a mutation for a caller and return its result after the leading 0.
+
+        A caller with `op` 0, or none, gets an identity of our own, so that a repeat after a
+        broken connection is safe there, too.
+
+        Raises:
+            OSError: The errno the script decided on; EROFS when read-only.
+            NodeExistsError: EEXIST, when the script names the node.
+            FencedError: A newer server owns the mount.
+        """
+        if self.read_only:
+            fail(errno.EROFS)
+        op = caller.op if caller is not None else 0
+        if not op:
+            return await self._own(script, self._identity(), args)
+        identity = f"{op}.{script}"
+        self._recorded.setdefault(op, []).append(identity)
+        if self.ack_source is None:
+            self._mature(identity, UNANSWERED_DELAY_S, op)
+        return await self.run(script, identity, *args)
+
+    async def mutate_as(self, script: str, identity: str, *args: Argument) -> list[Reply]:
+        """Run a mutation under an identity that survives this process, such as a slice id."""
+        if self.read_only:
+            fail(errno.EROFS)
+        return await self._own(script, identity, args)
+
+    async def _own(self, script: str, identity: str, args: tuple[Argument, ...]) -> list[Reply]:
+        result = await self.run(script, identity, *args)
+        self._mature(identity, ACK_DELAY_S, 0)
+        return result
+
+    def _identity(self) -> str:
+        self._identities += 1
+        return f"n{self.generation}-{self._identities}"
+
+    async def run(self, name: str, identity: str, *args: Argument) -> list[Reply]:
+        """Run a script under an identity ('0': none; a repeat then acts twice)."""
+        script = SCRIPTS[name]
+        command = (
+            "EVALSHA",
+            script.digest,
+            "1",
+            self._operations,
+            self.keys.prefix,
+            str(self.generation),
+            identity,
+            self._take_acks(),
+            codec.encode_time(clock.now_ns()),
+            self._switches,
+            self._capacity,
+            self._inode_limit,
+            *args,
+        )
+        try:
+            result = await self.connection.call(*command)
+        except ReplyError as error:
+            if error.code != "NOSCRIPT":
+                log.error("script %s failed: %s", name, error.strerror)  # noqa: TRY400
+                raise
+            await self.connection.call("SCRIPT", "LOAD", script.source)
+            result = await self.connection.call(*command)
+        status: int = result[0]
+        if status == 0:
+            return result[1:]  # type: ignore[no-any-return]
+        if status == FENCED:
+            raise FencedError
+        if status == errno.EEXIST and len(result) > 2:
+            raise NodeExistsError(int(result[1]), result[2])
+        if status < 0:
+            return result  # type: ignore[no-any-return]
+        fail(status)
+
+    async def read(self, name: str, key: bytes, *args: Argument) -> Reply:
+        """Run a script that changes nothing and return its raw reply."""
+        script = SCRIPTS[name]
+        try:
+            return await self.connection.call("EVALSHA", script.digest, "1", key, *args)
+        except ReplyError as error:
+            if error.code != "NOSCRIPT":
+                raise
+        await self.connection.call("SCRIPT", "LOAD", script.source)
+        return await self.connection.call("EVALSHA", script.digest, "1", key, *args)
+
+    # ---- answered identities
+
+    def _mature(self, identity: str, delay_s: float, op: int) -> None:
+        self._maturing.append((self._loop.time() + delay_s, identity, op))
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._tick)
+
+    def _collect(self) -> None:
+        """Move all identities that are answered to `_acks`."""
+        for op in self.ack_source() if self.ack_source is not None else ():
+            self._acks.extend(self._recorded.pop(op, ()))
+        now_s = self._loop.time()
+        while self._maturing and self._maturing[0][0] <= now_s:
+            _, identity, op = self._maturing.popleft()
+            self._acks.append(identity)
+            self._recorded.pop(op, None)
+
+    def _take_acks(self) -> str:
+        if self._maturing or self.ack_source is not None:
+            self._collect()
+        acks = self._acks
+        if not acks:
+            return ""
+        return " ".join(acks.popleft() for _ in range(min(len(acks), ACKS_PER_SCRIPT)))
+
+    def _tick(self) -> None:
+        """Hand in what no script has taken along, and go on while there is something left."""
+        self._ack_timer = None
+        self._collect()
+        if self._acks:
+            self.spawn(self._hand_in(), "meta-acks")
+        if self._maturing or self._recorded:
+            self._arm()
+
+    async def _hand_in(self) -> None:
+        while self._acks:
+            fields = self._take_acks().split()
+            with contextlib.suppress(OSError):
+                await self.connection.call("HDEL", self._operations, *fields)

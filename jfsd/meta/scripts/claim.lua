@@ -1,0 +1,6 @@
+-- Makes a generation the one that may write for a mount (handover.md §4).
+-- KEYS, ARGV: those of lib/op.lua. Result {0}, or {-1} when a newer generation has claimed it.
+--@include op
+
+call('HSET', KEYS[1], 'g', ARGV[2])
+return {0}
