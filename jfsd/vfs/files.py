@@ -50,7 +50,6 @@ class FileOps(LockOps):
         attr = None
         if changes.size is not None:
             attr = await self._truncate(caller, ino, changes.size, fh is not None)
-            caller = caller._replace(op=caller.op | 1)  # a second identity for the second step
         rest = changes._replace(size=None)
         if attr is None or rest != SetAttr():
             attr = await self.meta.setattr(
@@ -132,9 +131,13 @@ class FileOps(LockOps):
                 await self._flush(handle)
         self.reader.release(fh)
         last = self.handles.close(fh)
-        if last is not None and last.sustained:
-            self.writer.forget(last.ino)
+        if last is None:
+            return
+        if last.sustained:
+            self.writer.discard(last.ino)
             await self.meta.release_sustained(last.ino)
+        else:
+            self.writer.release(last.ino)
 
     async def fallocate(self, caller: Caller, fh: int, mode: int, off: int, length: int) -> None:
         """Allocate, punch or zero a range (format.md §9.10); no space is reserved."""

@@ -42,7 +42,6 @@ class FileHandle:
     inode: OpenInode
     flags: int
     wrote: bool = False
-    flock_owners: set[int] = field(default_factory=set)
 
     @property
     def ino(self) -> Ino:

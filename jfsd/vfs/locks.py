@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from jfsd.meta.locks import END_OF_FILE, LockType
 from jfsd.types import Caller, Ino
 from jfsd.vfs.core import Core
 from jfsd.vfs.handles import FileHandle
@@ -16,7 +17,6 @@ from jfsd.vfs.ports import PosixLock
 
 _FIRST_POLL_S = 0.001
 _LONGEST_POLL_S = 0.05
-_END_OF_FILE = 0x7FFFFFFFFFFFFFFF
 
 
 class LockOps(Core):
@@ -39,21 +39,20 @@ class LockOps(Core):
         handle = self.handles.get(fh)
 
         async def attempt() -> None:
-            await self.meta.flock(caller, handle.ino, owner, lock_type)
+            await self.meta.flock(caller, handle.ino, owner, LockType(lock_type))
 
         await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
-        if lock_type == fcntl.F_UNLCK:
-            handle.flock_owners.discard(owner)
-            self._wake(handle.ino)
-        else:
-            handle.flock_owners.add(owner)
+        if lock_type != fcntl.F_WRLCK:
+            self._wake(handle.ino)  # dropped, or made shared
 
     async def getlk(
         self, caller: Caller, fh: int, owner: int, lock_type: int, start: int, end: int, pid: int
     ) -> PosixLock:
         """Return the first lock that is in the way, or one of type F_UNLCK."""
+        del caller, pid
         ino = self.handles.get(fh).ino
-        return PosixLock(*await self.meta.getlk(caller, ino, owner, lock_type, start, end, pid))
+        held = await self.meta.getlk(ino, owner, LockType(lock_type), start, end)
+        return PosixLock(fcntl.F_UNLCK, 0, 0, 0) if held is None else PosixLock(*held)
 
     async def setlk(
         self,
@@ -74,12 +73,12 @@ class LockOps(Core):
         handle = self.handles.get(fh)
 
         async def attempt() -> None:
-            await self.meta.setlk(caller, handle.ino, owner, lock_type, start, end, pid)
+            await self.meta.setlk(caller, handle.ino, owner, LockType(lock_type), start, end, pid)
 
         if lock_type != fcntl.F_UNLCK:
             handle.inode.posix_owners.add(owner)
         await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
-        if lock_type == fcntl.F_UNLCK:
+        if lock_type != fcntl.F_WRLCK:
             self._wake(handle.ino)
 
     async def _acquire(
@@ -116,11 +115,10 @@ class LockOps(Core):
         if owner not in handle.inode.posix_owners:
             return
         handle.inode.posix_owners.discard(owner)
-        await self.meta.setlk(Caller(0, 0), handle.ino, owner, fcntl.F_UNLCK, 0, _END_OF_FILE, 0)
+        await self.meta.setlk(Caller(0, 0), handle.ino, owner, LockType.UNLOCK, 0, END_OF_FILE, 0)
         self._wake(handle.ino)
 
     async def _drop_flock(self, caller: Caller, handle: FileHandle, owner: int) -> None:
         """Drop the whole-file lock of a closed file description, if it had one."""
-        handle.flock_owners.discard(owner)
-        await self.meta.flock(caller, handle.ino, owner, fcntl.F_UNLCK)
+        await self.meta.flock(caller, handle.ino, owner, LockType.UNLOCK)
         self._wake(handle.ino)

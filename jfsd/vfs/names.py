@@ -107,7 +107,7 @@ class NameOps(Core):
         self.check_new_name(parent, name)
         excl = bool(flags & os.O_EXCL)
         ino, attr, created = await self.meta.create(
-            caller, self.volume_ino(parent), name, stat.S_IMODE(mode), excl
+            caller, self.volume_ino(parent), name, stat.S_IMODE(mode), excl=excl
         )
         if not created:
             attr = self.current(ino, attr)
@@ -118,6 +118,17 @@ class NameOps(Core):
             self.reader.invalidate(ino)
         handle = self.handles.open(ino, attr, flags, monotonic_s())
         return Opened(handle.fh, keep_cache=keep), Node(ino, await self.shown(ino, attr))
+
+    async def tmpfile(
+        self, caller: Caller, parent: Ino, mode: int, flags: int
+    ) -> tuple[Opened, Node]:
+        """Create and open a regular file without a name (O_TMPFILE, open(2))."""
+        self.check_writable()
+        ino, attr = await self.meta.tmpfile(caller, self.volume_ino(parent), stat.S_IMODE(mode))
+        self.note_contents(ino, attr)
+        handle = self.handles.open(ino, attr, flags, monotonic_s())
+        handle.inode.sustained = True
+        return Opened(handle.fh), Node(ino, attr)
 
     async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
         """Remove the entry of anything but a directory; an open file lives on until closed."""
@@ -239,7 +250,7 @@ class NameOps(Core):
         """Keep a file that lost its last name until its last handle here is closed."""
         inode = self.handles.find(ino)
         if freed:
-            self.writer.forget(ino)
+            self.writer.discard(ino)
         elif sustained and inode is None:
             await self.meta.release_sustained(ino)
         elif sustained and inode is not None:
