@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from jfsd import log
 from jfsd.cli.argv import hide, password_of
-from jfsd.cli.mountpoint import check_mountpoint, check_privilege
-from jfsd.cli.options import mount_options, settings_of
-from jfsd.config.flags import Value
+from jfsd.cli.options import flag_options, settings_of
+from jfsd.config.flags import MOUNT_FLAGS, Value
+from jfsd.config.fuseopts import check_allow_other
+from jfsd.config.settings import MountSettings
+
+FUSE_CONF = Path("/etc/fuse.conf")
 
 EPILOG = """\b
 Examples:
@@ -22,7 +28,7 @@ Examples:
 @click.command("mount", epilog=EPILOG)
 @click.argument("meta_url", metavar="META-URL")
 @click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path())
-@mount_options
+@flag_options(MOUNT_FLAGS)
 def command(meta_url: str, mountpoint: str, **parameters: Value | None) -> int:
     """Serve the volume of META-URL at MOUNTPOINT until it is unmounted.
 
@@ -31,8 +37,20 @@ def command(meta_url: str, mountpoint: str, **parameters: Value | None) -> int:
     hide([password_of(meta_url)])
     settings = settings_of(parameters)
     log.configure(settings.log_level)
-    path = check_mountpoint(mountpoint, settings)
-    check_privilege(settings)
+    place = _check_place(mountpoint, settings)
     from jfsd.daemon.app import run_mount  # noqa: PLC0415 (half a second of imports)
 
-    return run_mount(meta_url, path, settings)
+    return run_mount(meta_url, place, settings)
+
+
+def _check_place(mountpoint: str, settings: MountSettings) -> str:
+    """Return the resolved mount point, before anything is connected or changed."""
+    from jfsd.fuse import mount as mounting  # noqa: PLC0415
+
+    place = mounting.resolve(mountpoint)
+    mounting.check_mountpoint(place, nonempty=settings.fuse.nonempty)
+    os.close(mounting.open_device())
+    if os.geteuid() != 0:
+        text = FUSE_CONF.read_text(encoding="utf-8") if FUSE_CONF.exists() else ""
+        check_allow_other(settings.fuse, os.geteuid(), text)
+    return place

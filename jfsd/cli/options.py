@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Flag, Kind, Value
+from jfsd.config.flags import BY_NAME, Flag, Kind, Value
 from jfsd.config.settings import MountSettings, settings_from
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-EXIT_CODES_EPILOG = "Exit codes: see docs/CONFIGURATION.md."
 
 
 class FlagType(click.ParamType[Value]):
@@ -60,19 +58,24 @@ def flag_option(flag: Flag) -> Callable[[Decorated], Decorated]:
         type=FlagType(flag),
         default=None,
         multiple=flag.kind is Kind.WORDS,
+        metavar=flag.metavar,
         help=flag.help + _default_text(flag),
     )
 
 
-def mount_options(function: Decorated) -> Decorated:
-    """Add every mount option to a command, in the order of the rows."""
-    for flag in reversed(MOUNT_FLAGS):
-        function = flag_option(flag)(function)
-    return function
+def flag_options(flags: Sequence[Flag]) -> Callable[[Decorated], Decorated]:
+    """Return the decorator that adds an option for each row, in their order."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for flag in reversed(flags):
+            function = flag_option(flag)(function)
+        return function
+
+    return decorate
 
 
 def settings_of(parameters: Mapping[str, Any]) -> MountSettings:
-    """Return settings from the parameters that `mount_options` added.
+    """Return settings from the parameters that the mount's rows added.
 
     Raises:
         RefusedError: Values that contradict each other.
@@ -83,6 +86,8 @@ def settings_of(parameters: Mapping[str, Any]) -> MountSettings:
 
 
 def _default_text(flag: Flag) -> str:
-    if not flag.default or flag.kind is Kind.SWITCH:
-        return ""
-    return f"  [default: {flag.default}]"
+    """Return what help adds: the choices, and the default."""
+    notes = [flag.range_text] if flag.kind is Kind.CHOICE and "" not in flag.choices else []
+    if flag.default and flag.kind is not Kind.SWITCH:
+        notes.append(f"default: {flag.default}")
+    return f"  [{'; '.join(notes)}]" if notes else ""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import time
 
 import click
 
-from jfsd.config.runtime import MountRecord, find, kernel_mount, resolve_mountpoint, unregister
-from jfsd.errors import ExitCode, RefusedError
+from jfsd.config.runtime import MountRecord, find, unregister
 
 EPILOG = """\b
 Examples:
@@ -32,46 +30,15 @@ def command(mountpoint: str, force: bool) -> None:
 
     With files open it is refused (exit code 12) and nothing changes.
     """
-    path = resolve_mountpoint(mountpoint)
-    _check_mounted(path)
-    record = find(path)
-    _unmount(path, force=force)
+    from jfsd.fuse import mount as mounting  # noqa: PLC0415
+
+    place = mounting.resolve(mountpoint)
+    record = find(place)
+    mounting.umount(place, lazy=force)
     if record is not None and not force:
         _await_end(record)
     if record is not None and not _alive(record.pid):
-        unregister(path)
-
-
-def _check_mounted(path: str) -> None:
-    mount = kernel_mount(path)
-    if mount is None:
-        raise RefusedError(
-            ExitCode.NOT_MOUNTED, path, "nothing is mounted there", "see jfsd status or findmnt"
-        )
-    if not mount.kind.startswith("fuse"):
-        raise RefusedError(
-            ExitCode.NOT_MOUNTED, path, f"is a mount of type {mount.kind}", "use umount for it"
-        )
-
-
-def _unmount(path: str, *, force: bool) -> None:
-    from jfsd.fuse.mount import umount  # noqa: PLC0415
-
-    try:
-        umount(path, lazy=force)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise RefusedError(
-                ExitCode.BUSY,
-                path,
-                "files of it are open, or a process works in it",
-                "end them (fuser -vm shows them), or give --force",
-            ) from error
-        if error.errno in (errno.EPERM, errno.EACCES):
-            raise RefusedError(
-                ExitCode.NO_PRIVILEGE, path, "is not yours to unmount", "run as root"
-            ) from error
-        raise
+        unregister(place)
 
 
 def _await_end(record: MountRecord) -> None:

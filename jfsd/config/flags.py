@@ -75,6 +75,13 @@ class Flag:
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
 
     @property
+    def metavar(self) -> str:
+        """What stands for the value in help; "" for a switch."""
+        if self.name.endswith(("-file", "-rsa-key")):
+            return "FILE"
+        return _METAVARS[self.kind]
+
+    @property
     def default_value(self) -> Value:
         """The default, parsed."""
         return self.parse(self.default)
@@ -150,6 +157,20 @@ class Flag:
         if self.kind is Kind.SWITCH:
             return "give true or false"
         return f"give {self.range_text} (default {self.default})"
+
+
+_METAVARS = {
+    Kind.SWITCH: "",
+    Kind.COUNT: "N",
+    Kind.RATIO: "RATIO",
+    Kind.BYTES: "SIZE",
+    Kind.SECONDS: "TIME",
+    Kind.MBPS: "MBPS",
+    Kind.TEXT: "TEXT",
+    Kind.CHOICE: "WORD",
+    Kind.PATHS: "PATHS",
+    Kind.WORDS: "WORDS",
+}
 
 
 def _switch(text: str) -> bool:

@@ -2,8 +2,8 @@
 
 A served mount writes `<runtime directory>/<escaped mount point>.json` and removes it
 at the end; commands that take a path find the volume through it. The file holds the
-metadata URL with its password, so the directory is 0700 and the file 0600. A file
-that a kill left behind is told by the kernel's table of mounts.
+metadata URL with its password, so the directory is 0700 and the file 0600. A kill
+leaves the file behind: whether the mount exists, only the kernel says.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jfsd.errors import ExitCode, RefusedError
 
 DIRECTORY_VARIABLE = "JFSD_RUNTIME_DIR"
-_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +30,6 @@ class MountRecord:
     pid: int
     subdir: str = ""
     read_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KernelMount:
-    """A line of the kernel's table of mounts."""
-
-    mountpoint: str
-    kind: str
-    source: str
-    device: int
 
 
 def runtime_directory() -> Path:
@@ -106,37 +93,3 @@ def find(mountpoint: str) -> MountRecord | None:
             return MountRecord(**json.load(file))
     except (FileNotFoundError, PermissionError, ValueError, TypeError):
         return None
-
-
-def resolve_mountpoint(path: str) -> str:
-    """Return the absolute path with its parents resolved, without touching the mount itself."""
-    absolute = os.path.abspath(path)  # noqa: PTH100 (pathlib has no form that keeps the last name)
-    parent, name = os.path.split(absolute)
-    return os.path.join(os.path.realpath(parent), name) if name else absolute  # noqa: PTH118
-
-
-def kernel_mounts(table: Path = Path("/proc/self/mountinfo")) -> Iterator[KernelMount]:
-    """Yield what is mounted in this namespace, the latest last."""
-    for line in table.read_bytes().splitlines():
-        left, _, right = line.partition(b" - ")
-        fields, tail = left.split(b" "), right.split(b" ")
-        major, minor = fields[2].split(b":")
-        yield KernelMount(
-            mountpoint=_decoded(fields[4]),
-            kind=_decoded(tail[0]),
-            source=_decoded(tail[1]),
-            device=os.makedev(int(major), int(minor)),
-        )
-
-
-def kernel_mount(mountpoint: str) -> KernelMount | None:
-    """Return the uppermost mount at exactly this path, or None."""
-    found = None
-    for mount in kernel_mounts():
-        if mount.mountpoint == mountpoint:
-            found = mount
-    return found
-
-
-def _decoded(raw: bytes) -> str:
-    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), raw))

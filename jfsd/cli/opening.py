@@ -1,0 +1,80 @@
+"""Metadata and object store of a volume, for commands that end soon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from jfsd.config.credentials import check_complete, read_credentials
+from jfsd.config.volume import Volume
+from jfsd.errors import ExitCode, RefusedError
+from jfsd.meta.connection import Connection
+from jfsd.meta.url import parse_meta_url
+from jfsd.object.base import ObjectStore
+
+DEADLINE_S = 20.0
+"""A command waits so long for an answer; a mount waits longer."""
+
+
+@contextlib.asynccontextmanager
+async def opened_meta(meta_url: str) -> AsyncIterator[Connection]:
+    """Yield a connection to the metadata; it is closed at the end.
+
+    Raises:
+        RefusedError: The URL is wrong (USAGE), or the server does not answer
+            (META_UNREACHABLE).
+    """
+    connection = Connection(parse_meta_url(meta_url, os.environ), deadline_s=DEADLINE_S)
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def opened_store(volume: Volume) -> AsyncIterator[ObjectStore]:
+    """Yield the volume's object store, which exists and can be reached.
+
+    A directory is created if it is not there.
+
+    Raises:
+        RefusedError: The directory cannot be made, or the address does not parse.
+        StoreError: The store does not answer, or refuses us.
+    """
+    from jfsd.object.open import open_store  # noqa: PLC0415 (half a second for S3)
+
+    check_complete(volume)
+    if volume.storage == "file" and volume.shards <= 1:
+        _make_directory(volume.bucket)
+    store = open_store(
+        volume.storage,
+        volume.bucket,
+        volume.access_key,
+        volume.secret_key,
+        volume.session_token,
+        shards=volume.shards,
+        encrypt_key=volume.encrypt_key,
+        encrypt_algo=volume.encrypt_algo,
+        passphrase=read_credentials().rsa_passphrase,
+        io_retries=2,
+    )
+    try:
+        await store.check()
+        yield store
+    finally:
+        await store.close()
+
+
+def _make_directory(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            ExitCode.STORE_REFUSED,
+            f"--bucket {path}",
+            f"cannot be created ({error.strerror})",
+            "take another directory or mend its parent's mode",
+        ) from error

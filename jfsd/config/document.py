@@ -1,0 +1,124 @@
+"""Writes docs/CONFIGURATION.md from the rows of the flags: `python -m jfsd.config.document`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from jfsd.config.flags import MOUNT_FLAGS, Flag, Kind
+from jfsd.config.formatflags import FORMAT_FLAGS
+from jfsd.errors import ExitCode
+
+EXIT_CODES = {
+    ExitCode.OK: "Done.",
+    ExitCode.FAILURE: "Something unforeseen; `--log-level debug` of mount shows a traceback.",
+    ExitCode.USAGE: "An option, value or argument is wrong.",
+    ExitCode.META_UNREACHABLE: "Redis does not answer, or refuses user, password or database.",
+    ExitCode.VOLUME_MISSING: "The database holds no volume.",
+    ExitCode.VOLUME_CONFLICT: "Already formatted differently, or the database holds other things.",
+    ExitCode.VOLUME_UNSUPPORTED: "Newer than jfsd understands, or with a feature it lacks.",
+    ExitCode.STORE_UNREACHABLE: "The object store does not answer.",
+    ExitCode.STORE_REFUSED: "Bucket missing, forbidden, or belonging to another volume.",
+    ExitCode.MOUNTPOINT_UNUSABLE: "Mount point missing, no directory, or not empty.",
+    ExitCode.ALREADY_MOUNTED: "Something is mounted there already.",
+    ExitCode.NO_PRIVILEGE: "Not root, or /dev/fuse is missing or may not be opened.",
+    ExitCode.BUSY: "Files are open; nothing was unmounted.",
+    ExitCode.NOT_MOUNTED: "Nothing of jfsd is mounted there.",
+}
+
+ENVIRONMENT = {
+    "META_PASSWORD": "Password of Redis, if the URL has none (`REDIS_PASSWORD` comes first).",
+    "META_PASSWORD_FILE": "File with the password of Redis, if neither variable is set.",
+    "SENTINEL_PASSWORD": "Password of the Sentinels.",
+    "ACCESS_KEY": "Access key of the object store, instead of the volume's own.",
+    "SECRET_KEY": "Secret key of the object store.",
+    "SESSION_TOKEN": "Session token of the object store.",
+    "JFS_RSA_PASSPHRASE": "Passphrase of the RSA key of an encrypted volume.",
+    "JFS_S3_VHOST_STYLE": "If set and not 0 or false: virtual-host requests to custom endpoints.",
+    "JFSD_RUNTIME_DIR": "Directory of the records of served mounts, instead of /run/jfsd.",
+}
+
+_HEAD = """\
+# Configuration
+
+This page is made from the program (`python -m jfsd.config.document`); a test compares the two.
+
+Sizes are binary and take a unit: `512K`, `300M`, `4MiB`, `1.5G`; a bare number has the unit
+in the column *bare*. Times take a unit, too: `500ms`, `1s`, `1m30s`, `1h`; a bare number is
+seconds. A wrong value is refused with one line that names the value, the rule and the mend.
+"""
+
+_CHANGE_NOTE = """\
+The column *change* says when another value takes effect: *live* without a pause,
+*restart* at a restart of the service, *fixed* after an unmount and a new mount, because the
+kernel was told at mount time.
+"""
+
+_SECRETS_NOTE = """\
+## Passwords and keys
+
+Every user of a machine can see the arguments of every program. Give passwords and keys in
+the environment or in files. A password in a metadata URL and keys given as options are
+overwritten in the process list as soon as the program runs; for some ten milliseconds they
+are visible. No secret is ever written to a log, and `jfsd status` shows `removed` instead.
+
+The metadata URL of a served mount, with its password, lies in /run/jfsd (mode 0700,
+files 0600), where `jfsd status`, `jfsd info` and `jfsd umount` look for it.
+
+## Environment
+
+| variable | meaning |
+|---|---|
+"""
+
+
+def document() -> str:
+    """Return the whole page."""
+    return "".join(_parts())
+
+
+def _parts() -> Iterator[str]:
+    yield _HEAD
+    yield "\n## jfsd mount\n\n" + _CHANGE_NOTE
+    yield from _tables(MOUNT_FLAGS)
+    yield "\n## jfsd format\n\n"
+    yield "What is *fixed* cannot be changed once the volume exists; *live* options can be given\n"
+    yield "again and reach running clients within a heartbeat.\n"
+    yield from _tables(FORMAT_FLAGS)
+    yield "\n" + _SECRETS_NOTE
+    yield from (f"| `{name}` | {text} |\n" for name, text in ENVIRONMENT.items())
+    yield "\n## Exit codes\n\n| code | name | meaning |\n|---|---|---|\n"
+    yield from (f"| {int(code)} | {code.name} | {text} |\n" for code, text in EXIT_CODES.items())
+    yield "| 130 | | Ended by Ctrl-C. |\n"
+
+
+def _tables(flags: Sequence[Flag]) -> Iterator[str]:
+    for group, rows in groupby(flags, key=lambda flag: flag.group):
+        yield f"\n### {group}\n\n"
+        yield "| option | default | range | bare | change | meaning |\n|---|---|---|---|---|---|\n"
+        for flag in rows:
+            cells = (_option(flag), _default(flag), flag.range_text, _bare(flag), flag.change.value)
+            yield f"| {' | '.join(cells)} | {flag.help} |\n"
+
+
+def _option(flag: Flag) -> str:
+    if flag.kind is Kind.SWITCH and flag.default_value:
+        return f"`{flag.option}`, `--no-{flag.name}`"
+    return f"`{flag.option} {flag.metavar}`" if flag.metavar else f"`{flag.option}`"
+
+
+def _default(flag: Flag) -> str:
+    if flag.kind is Kind.SWITCH:
+        return "on" if flag.default_value else "off"
+    return f"`{flag.default}`" if flag.default else ""
+
+
+def _bare(flag: Flag) -> str:
+    if flag.kind is Kind.BYTES:
+        return f"{flag.unit}iB" if flag.unit else "bytes"
+    return {Kind.SECONDS: "s", Kind.MBPS: "Mbit/s"}.get(flag.kind, "")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
