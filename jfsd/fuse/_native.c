@@ -1,0 +1,590 @@
+/*
+ * The native completion of pyfuse3.
+ *
+ * This module is loaded with RTLD_GLOBAL before pyfuse3. It defines four public functions of
+ * libfuse under their own names, so that pyfuse3 calls ours; the real ones are found in
+ * libfuse's own handle. What that gives:
+ *
+ *   fuse_session_new          the handlers that pyfuse3 does not register (locks, fallocate,
+ *                             lseek, copy_file_range) are added, and answers are written by us
+ *   fuse_session_receive_buf  the INIT request that was kept at mount time is read first, then
+ *                             the descriptor; one buffer serves all tasks
+ *   fuse_session_process_buf  the request being dispatched can be asked for: pyfuse3 starts the
+ *                             handler's coroutine directly after this call, so a handler's
+ *                             first statement sees its own request
+ *
+ * A handler that pyfuse3 lacks is one that it has, with the same kind of answer: a lock or
+ * fallocate is answered like fsync (an errno), getlk and lseek like read (bytes), and
+ * copy_file_range like write (a count). The Python side tells them apart by opcode and takes
+ * the arguments from the body of the request. O_TMPFILE has the form of CREATE throughout.
+ *
+ * Everything runs with the GIL, except answers without a unique number (notifications), which
+ * touch no Python object.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define FUSE_USE_VERSION 314
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+#define RESENT (1ULL << 63)      /* FUSE_UNIQUE_RESEND */
+#define BODY_MAX 128             /* longest fixed part of a request that Python asks for */
+#define MAX_WRITE (1u << 20)     /* payload of the longest request */
+#define ROOM (MAX_WRITE + 4096)  /* the kernel wants payload and headers in one read */
+#define ROOMS 4                  /* receive buffers kept warm */
+#define COPY_MAX (64u << 10)     /* longer payloads are lent, not copied */
+
+#if FUSE_MAKE_VERSION(FUSE_MAJOR_VERSION, FUSE_MINOR_VERSION) >= FUSE_MAKE_VERSION(3, 17)
+#define VERSIONED 1
+#define SESSION_NEW "fuse_session_new_versioned"
+#else
+#define SESSION_NEW "fuse_session_new"
+#endif
+
+struct settings {
+	int fd;
+	int adopted;              /* the kernel has its INIT answer already */
+	unsigned long long set;   /* flags to add to the INIT answer, if the kernel offers them */
+	unsigned long long clear; /* flags to take from it */
+	unsigned int max_readahead;
+	unsigned int max_background;
+};
+
+/* One mount per process, as in pyfuse3. */
+static struct {
+	struct settings want;
+	PyObject *init_in;         /* bytes; owned */
+	PyObject *init_out;        /* bytes once answered; owned */
+	bool init_unread, init_unanswered, attached, ended;
+	struct fuse_lowlevel_ops theirs;
+
+	struct fuse_in_header in;  /* request being dispatched, unique without RESENT */
+	PyObject *room;            /* its buffer; borrowed from `rooms` */
+	size_t received;
+	const char *payload;       /* data of a WRITE, inside `room` */
+	size_t payload_len;
+
+	PyObject *rooms[ROOMS];    /* bytes; owned */
+	PyObject *watched;         /* set of uniques whose answer is of interest; owned */
+	PyObject *answered;        /* list of those answered since take_answered(); owned */
+	PyObject *on_interrupt;    /* called with the unique of an interrupted lock; owned or NULL */
+} state;
+
+static void *libfuse(const char *name)
+{
+	static void *handle;
+
+	if (handle == NULL)
+		handle = dlopen("libfuse3.so.3", RTLD_NOLOAD | RTLD_NOW);
+	if (handle == NULL)
+		handle = dlopen("libfuse3.so.4", RTLD_NOLOAD | RTLD_NOW);
+	return handle == NULL ? NULL : dlsym(handle, name);
+}
+
+/* ---- handlers ---------------------------------------------------------------------------- */
+
+static void interrupted(fuse_req_t req, void *unique)
+{
+	(void)req;
+	if (state.on_interrupt == NULL)
+		return;
+	PyObject *result = PyObject_CallFunction(state.on_interrupt, "K",
+						 (unsigned long long)(uintptr_t)unique);
+	if (result == NULL)
+		PyErr_WriteUnraisable(state.on_interrupt);
+	Py_XDECREF(result);
+}
+
+static void answer_like_fsync(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	state.theirs.fsync(req, ino, 0, fi);
+}
+
+static void on_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi,
+		     struct flock *lock, int sleep)
+{
+	(void)lock;
+	if (sleep)
+		fuse_req_interrupt_func(req, interrupted, (void *)(uintptr_t)state.in.unique);
+	answer_like_fsync(req, ino, fi);
+}
+
+static void on_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op)
+{
+	(void)op;
+	on_setlk(req, ino, fi, NULL, state.in.opcode == FUSE_SETLKW);
+}
+
+static void on_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi,
+		     struct flock *lock)
+{
+	(void)lock;
+	state.theirs.read(req, ino, 0, 0, fi);
+}
+
+static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+			 struct fuse_file_info *fi)
+{
+	(void)mode, (void)off, (void)len;
+	answer_like_fsync(req, ino, fi);
+}
+
+static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+		     struct fuse_file_info *fi)
+{
+	(void)off, (void)whence;
+	state.theirs.read(req, ino, 0, 0, fi);
+}
+
+static void on_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+			       struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+			       struct fuse_file_info *fi_out, size_t len, int flags)
+{
+	(void)off_in, (void)ino_out, (void)off_out, (void)fi_out, (void)len, (void)flags;
+	state.theirs.write(req, ino_in, "", 0, 0, fi_in);
+}
+
+/* pyfuse3 copies what it is given; the payload is handed over by payload() instead. */
+static void on_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+		     struct fuse_file_info *fi)
+{
+	state.payload = buf;
+	state.payload_len = size;
+	state.theirs.write(req, ino, "", 0, off, fi);
+}
+
+/* pyfuse3 turns the flags into a getxattr before the setxattr; Python reads them instead. */
+static void on_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+			size_t size, int flags)
+{
+	(void)flags;
+	state.theirs.setxattr(req, ino, name, value, size, 0);
+}
+
+/* Node ids are inode numbers: there is nothing to forget. */
+static void on_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
+{
+	(void)ino, (void)nlookup;
+	fuse_reply_none(req);
+}
+
+static void on_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
+{
+	(void)count, (void)forgets;
+	fuse_reply_none(req);
+}
+
+static void complete(struct fuse_lowlevel_ops *ops)
+{
+	state.theirs = *ops;
+	ops->flock = on_flock;
+	ops->getlk = on_getlk;
+	ops->setlk = on_setlk;
+	ops->fallocate = on_fallocate;
+	ops->lseek = on_lseek;
+	ops->copy_file_range = on_copy_file_range;
+	ops->setxattr = on_setxattr;
+	ops->write = on_write;
+	ops->write_buf = NULL;
+	ops->forget = on_forget;
+	ops->forget_multi = on_forget_multi;
+}
+
+/* ---- answers ----------------------------------------------------------------------------- */
+
+/* Bring libfuse's INIT answer into the form we want. */
+static void amend_init(struct fuse_init_out *out, size_t len)
+{
+	const char *request = PyBytes_AS_STRING(state.init_in) + sizeof(struct fuse_in_header);
+	const struct fuse_init_in *in = (const struct fuse_init_in *)request;
+	uint64_t offered = in->flags, flags = out->flags;
+
+	if (len < sizeof(*out))
+		return; /* a protocol before 7.23; libfuse knows best */
+	if (in->flags & FUSE_INIT_EXT) {
+		offered |= (uint64_t)in->flags2 << 32;
+		flags |= (uint64_t)out->flags2 << 32;
+	}
+	flags = (flags | (state.want.set & offered)) & ~state.want.clear;
+	out->flags = (uint32_t)flags;
+	out->flags2 = (uint32_t)(flags >> 32);
+	if (state.want.max_readahead)
+		out->max_readahead = state.want.max_readahead;
+	if (state.want.max_background) {
+		out->max_background = (uint16_t)state.want.max_background;
+		out->congestion_threshold = (uint16_t)(state.want.max_background * 3 / 4);
+	}
+	if (out->max_write > MAX_WRITE)
+		out->max_write = MAX_WRITE;
+	if (out->flags & FUSE_MAX_PAGES)
+		out->max_pages = (uint16_t)((out->max_write - 1) / getpagesize() + 1);
+}
+
+static void keep_init(struct iovec *iov, int count)
+{
+	struct fuse_out_header *header = iov[0].iov_base;
+	Py_ssize_t position = 0;
+
+	if (header->error == 0 && count > 1)
+		amend_init(iov[1].iov_base, iov[1].iov_len);
+	Py_CLEAR(state.init_out);
+	state.init_out = PyBytes_FromStringAndSize(NULL, header->len);
+	if (state.init_out == NULL) {
+		PyErr_Clear();
+		return;
+	}
+	for (int i = 0; i < count; i++) {
+		memcpy(PyBytes_AS_STRING(state.init_out) + position, iov[i].iov_base,
+		       iov[i].iov_len);
+		position += (Py_ssize_t)iov[i].iov_len;
+	}
+}
+
+static void note_answered(uint64_t unique)
+{
+	if (PySet_GET_SIZE(state.watched) == 0)
+		return;
+	PyObject *number = PyLong_FromUnsignedLongLong(unique);
+	if (number == NULL || (PySet_Discard(state.watched, number) == 1 &&
+			       PyList_Append(state.answered, number) < 0))
+		PyErr_WriteUnraisable(state.watched);
+	Py_XDECREF(number);
+}
+
+/* libfuse hands every answer and notification to this. */
+static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
+{
+	struct fuse_out_header *out = iov[0].iov_base;
+	ssize_t len = out->len, done;
+
+	(void)userdata;
+	if (out->unique != 0 && state.init_unanswered) {
+		state.init_unanswered = false;
+		keep_init(iov, count);
+		if (state.want.adopted)
+			return len;
+	}
+	do
+		done = writev(fd, iov, count);
+	while (done < 0 && errno == EINTR);
+	int error = errno;
+	/* ENOENT: nobody waits for this answer any more */
+	if (out->unique != 0 && (done >= 0 || error == ENOENT))
+		note_answered(out->unique & ~RESENT);
+	if (done < 0 && error == ENOENT)
+		return len;
+	errno = error;
+	return done;
+}
+
+static ssize_t never_read(int fd, void *buf, size_t len, void *userdata)
+{
+	(void)fd, (void)buf, (void)len, (void)userdata;
+	errno = ENOSYS; /* fuse_session_receive_buf below reads */
+	return -1;
+}
+
+/* ---- libfuse's functions, as pyfuse3 sees them ------------------------------------------- */
+
+static const struct fuse_lowlevel_ops *completed(struct fuse_lowlevel_ops *ours,
+						 const struct fuse_lowlevel_ops *theirs,
+						 size_t size)
+{
+	memset(ours, 0, sizeof(*ours));
+	memcpy(ours, theirs, size < sizeof(*ours) ? size : sizeof(*ours));
+	complete(ours);
+	return ours;
+}
+
+static struct fuse_session *attached(struct fuse_session *se)
+{
+	static const struct fuse_custom_io io = { .writev = write_answer, .read = never_read };
+
+	if (se != NULL)
+		state.attached = fuse_session_custom_io(se, &io, state.want.fd) == 0;
+	return se;
+}
+
+#ifdef VERSIONED
+EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
+						       const struct fuse_lowlevel_ops *op,
+						       size_t op_size,
+						       struct libfuse_version *version,
+						       void *userdata)
+{
+	struct fuse_lowlevel_ops ops;
+	typeof(fuse_session_new_versioned) *real = libfuse(SESSION_NEW);
+
+	if (real == NULL)
+		return NULL;
+	return attached(real(args, completed(&ops, op, op_size), sizeof(ops), version, userdata));
+}
+#else
+EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
+					     const struct fuse_lowlevel_ops *op, size_t op_size,
+					     void *userdata)
+{
+	struct fuse_lowlevel_ops ops;
+	typeof(fuse_session_new) *real = libfuse(SESSION_NEW);
+
+	if (real == NULL)
+		return NULL;
+	return attached(real(args, completed(&ops, op, op_size), sizeof(ops), userdata));
+}
+#endif
+
+/* Return a buffer of ROOM bytes that nobody looks at, borrowed; the first one that is free
+ * is the warmest. A buffer whose payload is still in use is left to its user. */
+static PyObject *free_room(void)
+{
+	for (int i = 0; i < ROOMS; i++) {
+		if (state.rooms[i] == NULL)
+			state.rooms[i] = PyBytes_FromStringAndSize(NULL, ROOM);
+		if (state.rooms[i] == NULL || Py_REFCNT(state.rooms[i]) == 1)
+			return state.rooms[i];
+	}
+	Py_SETREF(state.rooms[ROOMS - 1], PyBytes_FromStringAndSize(NULL, ROOM));
+	return state.rooms[ROOMS - 1];
+}
+
+static ssize_t receive(int fd, char *mem)
+{
+	ssize_t got;
+
+	if (state.init_unread) {
+		state.init_unread = false;
+		got = PyBytes_GET_SIZE(state.init_in);
+		memcpy(mem, PyBytes_AS_STRING(state.init_in), (size_t)got);
+		return got;
+	}
+	do
+		got = read(fd, mem, ROOM);
+	while (got < 0 && errno == ENOENT); /* the request was withdrawn meanwhile */
+	return got;
+}
+
+/* As documented by libfuse, with EAGAIN reported as EINTR, on which pyfuse3 waits again. */
+EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	(void)se;
+	buf->mem = NULL;
+	state.room = free_room();
+	if (state.room == NULL) {
+		PyErr_Clear();
+		return -ENOMEM;
+	}
+	ssize_t got = receive(state.want.fd, PyBytes_AS_STRING(state.room));
+	if (got < 0) {
+		state.ended = errno == ENODEV;
+		if (state.ended)
+			return 0;
+		return errno == EAGAIN ? -EINTR : -errno;
+	}
+	if ((size_t)got < sizeof(struct fuse_in_header))
+		return -EIO;
+	state.received = (size_t)got;
+	buf->mem = PyBytes_AS_STRING(state.room);
+	buf->size = (size_t)got;
+	buf->flags = 0;
+	return (int)got;
+}
+
+EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf *buf)
+{
+	static typeof(fuse_session_process_buf) *real;
+	struct fuse_in_header *in = buf->mem;
+
+	if (real == NULL)
+		real = libfuse("fuse_session_process_buf");
+	state.in = *in;
+	state.in.unique &= ~RESENT;
+	state.payload = NULL;
+	if (in->opcode == FUSE_TMPFILE)
+		in->opcode = FUSE_CREATE;
+	real(se, buf);
+	((struct fuse_buf *)buf)->mem = NULL; /* pyfuse3 would free it; it is ours */
+}
+
+/* ---- the Python module ------------------------------------------------------------------- */
+
+PyDoc_STRVAR(prepare_doc,
+"prepare(*, fd, init_in, adopted=False, set_flags=0, clear_flags=0, max_readahead=0,\n"
+"        max_background=0)\n--\n\n"
+"The next session of pyfuse3 serves `fd` and is told `init_in`.");
+
+static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "fd", "init_in", "adopted", "set_flags", "clear_flags",
+				 "max_readahead", "max_background", NULL };
+	struct settings want = { .fd = -1 };
+	PyObject *init_in = NULL;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iSpKKII", names, &want.fd, &init_in,
+					 &want.adopted, &want.set, &want.clear,
+					 &want.max_readahead, &want.max_background))
+		return NULL;
+	if (want.fd < 0 || init_in == NULL ||
+	    PyBytes_GET_SIZE(init_in) <
+		    (Py_ssize_t)(sizeof(struct fuse_in_header) + sizeof(struct fuse_init_in)) ||
+	    PyBytes_GET_SIZE(init_in) > (Py_ssize_t)ROOM) {
+		PyErr_SetString(PyExc_ValueError, "need a descriptor and an INIT request");
+		return NULL;
+	}
+	state.want = want;
+	Py_XSETREF(state.init_in, Py_NewRef(init_in));
+	Py_CLEAR(state.init_out);
+	state.init_unread = state.init_unanswered = true;
+	state.attached = state.ended = false;
+	state.room = NULL;
+	if (PySet_Clear(state.watched) < 0 ||
+	    PyList_SetSlice(state.answered, 0, PY_SSIZE_T_MAX, NULL) < 0)
+		return NULL;
+	Py_RETURN_NONE;
+}
+
+static PyObject *attached_(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyBool_FromLong(state.attached);
+}
+
+static PyObject *ended(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyBool_FromLong(state.ended);
+}
+
+static PyObject *init_out(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	if (state.init_out == NULL)
+		return PyBytes_FromStringAndSize(NULL, 0);
+	return Py_NewRef(state.init_out);
+}
+
+static PyObject *unique(PyObject *self, PyObject *none)
+{
+	PyObject *number = PyLong_FromUnsignedLongLong(state.in.unique);
+
+	(void)self, (void)none;
+	if (number != NULL && PySet_Add(state.watched, number) < 0)
+		Py_CLEAR(number);
+	return number;
+}
+
+static PyObject *opcode(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyLong_FromUnsignedLong(state.in.opcode);
+}
+
+static PyObject *current(PyObject *self, PyObject *none)
+{
+	const struct fuse_in_header *in = &state.in;
+
+	(void)self, (void)none;
+	return Py_BuildValue("KIKIII", (unsigned long long)in->unique, in->opcode,
+			     (unsigned long long)in->nodeid, in->uid, in->gid, in->pid);
+}
+
+static PyObject *body(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	if (state.room == NULL)
+		return PyBytes_FromStringAndSize(NULL, 0);
+	size_t len = state.received - sizeof(struct fuse_in_header);
+	return PyBytes_FromStringAndSize(
+		PyBytes_AS_STRING(state.room) + sizeof(struct fuse_in_header),
+		(Py_ssize_t)(len < BODY_MAX ? len : BODY_MAX));
+}
+
+static PyObject *payload(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	if (state.payload == NULL)
+		return PyBytes_FromStringAndSize(NULL, 0);
+	Py_ssize_t start = state.payload - PyBytes_AS_STRING(state.room);
+	Py_ssize_t len = (Py_ssize_t)state.payload_len;
+	if (start < 0 || start + len > (Py_ssize_t)state.received) {
+		PyErr_SetString(PyExc_ValueError, "WRITE is longer than its request");
+		return NULL;
+	}
+	if (len <= COPY_MAX)
+		return PyBytes_FromStringAndSize(state.payload, len);
+	PyObject *whole = PyMemoryView_FromObject(state.room);
+	PyObject *part = whole == NULL ? NULL : PySequence_GetSlice(whole, start, start + len);
+	Py_XDECREF(whole);
+	return part;
+}
+
+static PyObject *take_answered(PyObject *self, PyObject *none)
+{
+	PyObject *taken = state.answered, *fresh = PyList_New(0);
+
+	(void)self, (void)none;
+	if (fresh == NULL)
+		return NULL;
+	state.answered = fresh;
+	return taken;
+}
+
+static PyObject *on_interrupt(PyObject *self, PyObject *callback)
+{
+	(void)self;
+	Py_XSETREF(state.on_interrupt, callback == Py_None ? NULL : Py_NewRef(callback));
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+	{ "prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS,
+	  prepare_doc },
+	{ "attached", attached_, METH_NOARGS, "Return whether pyfuse3's session goes through us." },
+	{ "ended", ended, METH_NOARGS, "Return whether the kernel has ended the connection." },
+	{ "init_out", init_out, METH_NOARGS, "Return our answer to INIT, b'' before it." },
+	{ "unique", unique, METH_NOARGS,
+	  "Return the current request's number; take_answered() will have it once answered." },
+	{ "opcode", opcode, METH_NOARGS, "Return the current request's opcode." },
+	{ "current", current, METH_NOARGS,
+	  "Return (unique, opcode, nodeid, uid, gid, pid) of the current request." },
+	{ "body", body, METH_NOARGS, "Return the first 128 bytes after the current header." },
+	{ "payload", payload, METH_NOARGS,
+	  "Return the data of the current WRITE: a copy, or a view if it is long." },
+	{ "take_answered", take_answered, METH_NOARGS,
+	  "Return the watched numbers that were answered since the last call." },
+	{ "on_interrupt", on_interrupt, METH_O,
+	  "Call this with the number of a blocking lock request that a signal interrupted." },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module = {
+	.m_base = PyModuleDef_HEAD_INIT,
+	.m_name = "jfsd.fuse._native",
+	.m_doc = "What pyfuse3 does not show of libfuse. Import it through jfsd.fuse.native.",
+	.m_size = -1,
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+	state.watched = PySet_New(NULL);
+	state.answered = PyList_New(0);
+	if (state.watched == NULL || state.answered == NULL)
+		return NULL;
+	if (libfuse(SESSION_NEW) == NULL || libfuse("fuse_session_process_buf") == NULL) {
+		PyErr_SetString(PyExc_ImportError, "libfuse3 is not what this was built for");
+		return NULL;
+	}
+	return PyModule_Create(&module);
+}

@@ -1,0 +1,208 @@
+"""The part of trio that pyfuse3's main loop uses, on asyncio, with little to do per request.
+
+pyfuse3 runs worker tasks. Each waits for the descriptor, reads one request, and
+carries it to its answer; a new worker is started when none is left waiting. Its own
+asyncio layer registers and removes the descriptor for every request. Here it stays
+registered, and its readiness wakes the worker that waited last (its memory is the
+warmest).
+
+The loop can be parked: no request is read any more, those that were read go on to
+their answers. That, and never libfuse's exit flag, is how serving stops: with the
+flag set libfuse throws away a request that it has just read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from jfsd.fuse import native
+
+
+class ClosedResourceError(Exception):
+    """The worker that waits for a request shall end."""
+
+
+class _Everyone:
+    """Stands in for a lock that would keep all workers but one from waiting."""
+
+    async def __aenter__(self) -> None:
+        """Return at once."""
+
+    async def __aexit__(self, *args: object) -> None:
+        """Return at once."""
+
+
+class Workers:
+    """pyfuse3's `trio`, and its `trio.lowlevel`, for one mount.
+
+    Invariants: a worker is idle (waiting to read), granted (about to read) or busy;
+    at most one is granted; the descriptor is watched only while a worker is idle and
+    the loop is not parked.
+    """
+
+    ClosedResourceError = ClosedResourceError
+    Lock = _Everyone
+    name = "fuse"
+
+    def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
+        """Serve `fd`; `on_ready` is called once, when INIT has been answered."""
+        self.lowlevel = self
+        self._fd = fd
+        self._on_ready: Callable[[], None] | None = on_ready
+        self._init_due = True
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._granted = False
+        self._watching = False
+        self._parked = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._progress = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "parked" if self._parked else "serving"
+        return f"<Workers {state} busy={self.busy} idle={len(self._idle)}>"
+
+    @property
+    def busy(self) -> int:
+        """Requests that were read and are not answered."""
+        return len(self._tasks) - len(self._idle) - self._granted
+
+    def park(self) -> None:
+        """Read no more requests; those that were read go on."""
+        self._parked = True
+        self._unwatch()
+
+    def resume(self) -> None:
+        """Read requests again after `park`."""
+        self._parked = False
+        if self._idle:
+            self._watch()
+
+    async def answered(self) -> None:
+        """Return once a parked loop has answered everything that it had read."""
+        while self.busy or self._granted:
+            await self._change()
+
+    def close(self) -> None:
+        """Let every worker end once it is idle; `pyfuse3.main()` returns after the last."""
+        self._closed = True
+        self._unwatch()
+        for waiting in self._idle:
+            if not waiting.done():
+                waiting.set_exception(ClosedResourceError())
+        self._idle.clear()
+
+    # -- what pyfuse3 calls -----------------------------------------------------------------
+
+    def current_task(self) -> Self:
+        """Return something with a name for pyfuse3's log."""
+        return self
+
+    def current_trio_token(self) -> str:
+        """Return something to identify the event loop."""
+        return "asyncio"
+
+    def notify_closing(self, fd: int) -> None:
+        """Close; called by `pyfuse3.terminate()`."""
+        if fd == self._fd:
+            self.close()
+
+    async def wait_readable(self, fd: int) -> None:  # noqa: ARG002
+        """Return when this worker shall read one request.
+
+        Raises:
+            ClosedResourceError: It shall end instead.
+        """
+        if self._closed:
+            raise ClosedResourceError
+        if self._init_due:
+            self._init_due = False
+            return
+        if self._on_ready is not None:
+            on_ready, self._on_ready = self._on_ready, None
+            on_ready()
+        waiting = self._loop.create_future()
+        self._idle.append(waiting)
+        if self._parked:
+            self._progress.set()
+        else:
+            self._watch()
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if waiting in self._idle:
+                self._idle.remove(waiting)
+            else:
+                self._granted = False
+            raise
+        self._granted = False
+
+    def open_nursery(self) -> Self:
+        """Return a context that lasts as long as there are workers."""
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Return after the last worker; raise what ended one of them."""
+        try:
+            while self._tasks:
+                await self._change()
+        finally:
+            self.close()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def start_soon(
+        self, worker: Callable[..., Awaitable[None]], *args: object, name: str | None = None
+    ) -> None:
+        """Start another worker."""
+        task: asyncio.Task[None] = self._loop.create_task(worker(*args), name=name)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    # -- readiness ----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if not self._watching:
+            self._watching = True
+            self._loop.add_reader(self._fd, self._grant)
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._fd)
+
+    def _grant(self) -> None:
+        if self._granted:
+            return
+        if not self._idle:
+            self._unwatch()
+            return
+        self._granted = True
+        self._idle.pop().set_result(None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._error = self._error or error
+        if error is not None or native.ended():
+            self.close()
+        self._progress.set()
+
+    async def _change(self) -> None:
+        """Return when a worker became idle or ended."""
+        self._progress.clear()
+        await self._progress.wait()

@@ -1,0 +1,447 @@
+"""The kernel's requests: decode, call the file system, reply.
+
+Errors of the file system are OSError. Anything else that a handler raises is a bug of
+ours: it is logged with its traceback and the program gets EIO; the loop goes on. A
+handler that is cancelled from outside (a forced exit) answers nothing: the request
+stays with the kernel, and the next process is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import stat
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from jfsd.fuse import abi, native
+from jfsd.fuse.native import pyfuse3
+from jfsd.types import MAX_NAME_BYTES, Attr, Caller, Ino, NodeType, ReadableBuffer
+from jfsd.vfs.dirs import Node
+from jfsd.vfs.ports import Opened, SetAttr
+
+if TYPE_CHECKING:
+    from jfsd.vfs.vfs import Vfs
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]
+
+log = logging.getLogger(__name__)
+
+GENERATION = 1
+BLOCK_BYTES = 65536
+"""st_blksize: what programs like to read and write at once (format.md §9.1)."""
+
+_STATFS_BLOCK = 4096
+_FORMATS = {
+    NodeType.FILE: stat.S_IFREG,
+    NodeType.DIRECTORY: stat.S_IFDIR,
+    NodeType.SYMLINK: stat.S_IFLNK,
+    NodeType.FIFO: stat.S_IFIFO,
+    NodeType.BLOCKDEV: stat.S_IFBLK,
+    NodeType.CHARDEV: stat.S_IFCHR,
+    NodeType.SOCKET: stat.S_IFSOCK,
+}
+_SIZED = frozenset((NodeType.FILE, NodeType.DIRECTORY, NodeType.SYMLINK))
+_DEVICES = frozenset((NodeType.BLOCKDEV, NodeType.CHARDEV))
+
+
+def replying(handler: Handler[P, T]) -> Handler[P, T]:
+    """Let `handler` fail with nothing but what pyfuse3 turns into an answer."""
+
+    @functools.wraps(handler)
+    async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("Bug in %s%r", handler.__name__, args)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):
+    """All requests of one mount, answered by `vfs`.
+
+    Node ids are inode numbers and their generation is constant, so that lookup counts
+    need no keeping and any process can answer for any node.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, vfs: Vfs, *, acls: bool = False) -> None:
+        self.enable_acl = acls
+        self._vfs = vfs
+        self._waiting: dict[int, asyncio.Task[None]] = {}
+        self._interrupted: set[int] = set()
+        native.on_interrupt(self._interrupt)
+
+    # -- names --------------------------------------------------------------------------------
+
+    @replying
+    async def lookup(
+        self, parent_inode: Ino, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name, or by "." and ".." what open_by_handle_at(2) asks for."""
+        check_name(name)
+        if name in (b".", b".."):
+            return await self._lookup_dots(parent_inode, name, _reader(ctx))
+        return self._entry(await self._vfs.lookup(_reader(ctx), parent_inode, name))
+
+    @replying
+    async def mknod(
+        self, parent_inode: Ino, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Create a file, FIFO, socket or device."""
+        caller = _writer(ctx)
+        check_name(name)
+        return self._entry(await self._vfs.mknod(caller, parent_inode, name, mode, rdev))
+
+    @replying
+    async def mkdir(
+        self, parent_inode: Ino, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Create a directory."""
+        caller = _writer(ctx)
+        check_name(name)
+        mode = stat.S_IMODE(mode)
+        return self._entry(await self._vfs.mkdir(caller, parent_inode, name, mode))
+
+    @replying
+    async def symlink(
+        self, parent_inode: Ino, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Create a symbolic link."""
+        caller = _writer(ctx)
+        check_name(name)
+        return self._entry(await self._vfs.symlink(caller, parent_inode, name, target))
+
+    @replying
+    async def link(
+        self, inode: Ino, new_parent_inode: Ino, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Give a file another name."""
+        caller = _writer(ctx)
+        check_name(new_name)
+        return self._entry(await self._vfs.link(caller, inode, new_parent_inode, new_name))
+
+    @replying
+    async def unlink(self, parent_inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove a name that is not a directory's."""
+        caller = _writer(ctx)
+        check_name(name)
+        await self._vfs.unlink(caller, parent_inode, name)
+
+    @replying
+    async def rmdir(self, parent_inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove an empty directory."""
+        caller = _writer(ctx)
+        check_name(name)
+        await self._vfs.rmdir(caller, parent_inode, name)
+
+    @replying
+    async def rename(
+        self,
+        parent_inode_old: Ino,
+        name_old: bytes,
+        parent_inode_new: Ino,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        """Move a name; `flags` as in renameat2(2)."""
+        caller = _writer(ctx)
+        check_name(name_old)
+        check_name(name_new)
+        await self._vfs.rename(
+            caller, parent_inode_old, name_old, parent_inode_new, name_new, flags
+        )
+
+    @replying
+    async def readlink(self, inode: Ino, ctx: pyfuse3.RequestContext) -> bytes:  # noqa: ARG002
+        """Return a symbolic link's target."""
+        return await self._vfs.readlink(inode)
+
+    # -- attributes ---------------------------------------------------------------------------
+
+    @replying
+    async def getattr(self, inode: Ino, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return a node's attributes."""
+        return self._attributes(inode, await self._vfs.getattr(_reader(ctx), inode))
+
+    @replying
+    async def setattr(
+        self,
+        inode: Ino,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Change those attributes that `fields` names."""
+        caller = _writer(ctx)
+        changes = SetAttr(
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(inode, await self._vfs.setattr(caller, inode, changes, fh))
+
+    @replying
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:  # noqa: ARG002
+        """Return capacity and use."""
+        now = await self._vfs.statfs(native.current()[2])
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _STATFS_BLOCK
+        data.f_blocks = now.total_bytes // _STATFS_BLOCK
+        data.f_bfree = data.f_bavail = now.avail_bytes // _STATFS_BLOCK
+        data.f_files = now.inodes
+        data.f_ffree = data.f_favail = now.free_inodes
+        data.f_namemax = MAX_NAME_BYTES
+        return data
+
+    @replying
+    async def getxattr(self, inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return an extended attribute."""
+        return await self._vfs.getxattr(_reader(ctx), inode, name)
+
+    @replying
+    async def listxattr(self, inode: Ino, ctx: pyfuse3.RequestContext) -> list[bytes]:  # noqa: ARG002
+        """Return the names of all extended attributes."""
+        return await self._vfs.listxattr(inode)
+
+    @replying
+    async def setxattr(
+        self, inode: Ino, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        """Create, replace or set an extended attribute, as the request's flags say."""
+        caller, flags = _writer(ctx), abi.setxattr_flags(native.body())
+        await self._vfs.setxattr(caller, inode, name, value, flags)
+
+    @replying
+    async def removexattr(self, inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove an extended attribute."""
+        await self._vfs.removexattr(_writer(ctx), inode, name)
+
+    # -- files --------------------------------------------------------------------------------
+
+    @replying
+    async def open(self, inode: Ino, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Return a handle for a file."""
+        return _file_info(await self._vfs.open(_writer(ctx), inode, flags))
+
+    @replying
+    async def create(
+        self, parent_inode: Ino, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Create and open a file, with a name or (O_TMPFILE) without."""
+        caller, mode = _writer(ctx), stat.S_IMODE(mode)
+        if native.opcode() == abi.TMPFILE:
+            opened, node = await self._create_nameless(caller, parent_inode, mode, flags)
+        else:
+            check_name(name)
+            opened, node = await self._vfs.create(caller, parent_inode, name, mode, flags)
+        return _file_info(opened), self._entry(node)
+
+    @replying
+    async def read(  # type: ignore[override]  # any buffer will do
+        self, fh: int, off: int, size: int
+    ) -> ReadableBuffer:
+        """Return bytes of a file; also answers GETLK and LSEEK, which come with no size."""
+        if size:
+            return await self._vfs.read(fh, off, size)
+        if native.opcode() == abi.LSEEK:
+            return abi.lseek_reply(await self._vfs.lseek(*abi.lseek_request(native.body())))
+        return await self._getlk()
+
+    @replying
+    async def write(self, fh: int, off: int, buf: bytes) -> int:  # noqa: ARG002
+        """Accept bytes; also answers COPY_FILE_RANGE. The data is in `native.payload()`."""
+        if native.opcode() == abi.COPY_FILE_RANGE:
+            request = abi.copy_request(native.body())
+            return await self._vfs.copy_file_range(_native_writer(), *request)
+        return await self._vfs.write(fh, off, native.payload())
+
+    @replying
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Make a file durable; also answers FALLOCATE, SETLK and SETLKW."""
+        opcode = native.opcode()
+        if opcode == abi.FSYNC:
+            await self._vfs.fsync(fh, datasync)
+        elif opcode == abi.FALLOCATE:
+            caller = _native_writer()
+            await self._vfs.fallocate(caller, *abi.fallocate_request(native.body()))
+        else:
+            await self._setlk(opcode == abi.SETLKW)
+
+    @replying
+    async def flush(self, fh: int) -> None:
+        """Store what was written through a descriptor that is being closed."""
+        caller, owner = _native_writer(), abi.flush_owner(native.body())
+        await self._vfs.flush(caller, fh, owner)
+
+    @replying
+    async def release(self, fh: int) -> None:
+        """Forget a handle after its last descriptor and mapping are gone."""
+        caller, owner = _native_writer(), abi.release_owner(native.body())
+        await self._vfs.release(caller, fh, owner)
+
+    # -- directories --------------------------------------------------------------------------
+
+    @replying
+    async def opendir(self, inode: Ino, ctx: pyfuse3.RequestContext) -> int:
+        """Return a handle for a listing."""
+        return await self._vfs.opendir(_writer(ctx), inode)
+
+    @replying
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Fill the kernel's buffer with entries after `start_id`; nothing is the end."""
+        for name, node, next_cookie in await self._vfs.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._entry(node), next_cookie):
+                break
+
+    @replying
+    async def releasedir(self, fh: int) -> None:
+        """Forget a listing."""
+        await self._vfs.releasedir(fh)
+
+    @replying
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: ARG002
+        """Make a directory durable."""
+        await self._vfs.fsyncdir(fh)
+
+    async def forget(self, inode_list: Sequence[tuple[Ino, int]]) -> None:
+        """Do nothing; the native part answers before this is called."""
+
+    # -- locks --------------------------------------------------------------------------------
+
+    async def _getlk(self) -> bytes:
+        caller, want = _native_reader(), abi.lock_request(native.body())
+        return abi.lock_reply(
+            *await self._vfs.getlk(
+                caller, want.fh, want.owner, want.type, want.start, want.end, want.pid
+            )
+        )
+
+    async def _setlk(self, blocking: bool) -> None:
+        caller, want = _native_writer(), abi.lock_request(native.body())
+        if want.is_flock:
+            work = self._vfs.flock(caller, want.fh, want.owner, want.type, blocking)
+        else:
+            work = self._vfs.setlk(
+                caller, want.fh, want.owner, want.type, want.start, want.end, want.pid, blocking
+            )
+        if blocking:
+            await self._interruptible(caller.op, work)
+        else:
+            await work
+
+    async def _interruptible(self, op: int, work: Awaitable[None]) -> None:
+        """Carry `work` to its end, or to EINTR when a signal interrupts request `op`."""
+        task = self._waiting[op] = asyncio.ensure_future(work)
+        if op in self._interrupted:
+            task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            if op not in self._interrupted:
+                raise
+            raise pyfuse3.FUSEError(errno.EINTR) from None
+        finally:
+            self._waiting.pop(op, None)
+            self._interrupted.discard(op)
+
+    def _interrupt(self, op: int) -> None:
+        """Note that a signal interrupts request `op`, which may not have begun to wait."""
+        self._interrupted.add(op)
+        task = self._waiting.get(op)
+        if task is not None:
+            task.cancel()
+
+    # -- shared -------------------------------------------------------------------------------
+
+    async def _lookup_dots(self, ino: Ino, name: bytes, caller: Caller) -> pyfuse3.EntryAttributes:
+        attr = await self._vfs.getattr(caller, ino)
+        if name == b".." and ino != pyfuse3.ROOT_INODE:
+            ino = self._vfs.kernel_ino(attr.parent)
+            attr = await self._vfs.getattr(caller, ino)
+        return self._entry(Node(ino, attr))
+
+    async def _create_nameless(
+        self, caller: Caller, parent: Ino, mode: int, flags: int
+    ) -> tuple[Opened, Node]:
+        """Create a file without a name, if the file system can; ENOSYS ends the asking."""
+        tmpfile = getattr(self._vfs, "tmpfile", None)
+        if tmpfile is None:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        answer: tuple[Opened, Node] = await tmpfile(caller, parent, mode, flags)
+        return answer
+
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        ino, attr = node
+        entry = self._attributes(ino, attr)
+        vfs = self._vfs
+        is_dir = attr.type is NodeType.DIRECTORY
+        entry.entry_timeout = vfs.dir_entry_timeout_s if is_dir else vfs.entry_timeout_s
+        return entry
+
+    def _attributes(self, ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        kind = attr.type
+        size = attr.length if kind in _SIZED else 0
+        entry.st_ino = ino
+        entry.generation = GENERATION
+        entry.attr_timeout = self._vfs.attr_timeout_s
+        entry.st_mode = _FORMATS[kind] | attr.mode
+        entry.st_nlink = attr.nlink
+        entry.st_uid = attr.uid
+        entry.st_gid = attr.gid
+        entry.st_rdev = attr.rdev if kind in _DEVICES else 0
+        entry.st_size = size
+        entry.st_blocks = (size + 511) // 512
+        entry.st_blksize = BLOCK_BYTES
+        entry.st_atime_ns = attr.atime_ns
+        entry.st_mtime_ns = attr.mtime_ns
+        entry.st_ctime_ns = attr.ctime_ns
+        return entry
+
+
+def check_name(name: bytes) -> None:
+    """Raise ENAMETOOLONG; the kernel lets names of up to 1024 bytes through."""
+    if len(name) > MAX_NAME_BYTES:
+        raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+
+
+def _reader(ctx: pyfuse3.RequestContext) -> Caller:
+    """Return who asks for something that may simply be asked again."""
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+
+
+def _writer(ctx: pyfuse3.RequestContext) -> Caller:
+    """Return who asks, and the identity of the request, watched until it is answered."""
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, native.unique())
+
+
+def _native_reader() -> Caller:
+    _, _, _, uid, gid, pid = native.current()
+    return Caller(uid, gid, pid)
+
+
+def _native_writer() -> Caller:
+    _, _, _, uid, gid, pid = native.current()
+    return Caller(uid, gid, pid, 0, native.unique())
+
+
+def _file_info(opened: Opened) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=opened.fh, keep_cache=opened.keep_cache, direct_io=opened.direct_io)

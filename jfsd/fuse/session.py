@@ -1,0 +1,174 @@
+"""Serve a mount from descriptors: fresh or adopted is the same code.
+
+The mount itself is made elsewhere (jfsd.fuse.mount). What it needs to be served is its
+descriptor of /dev/fuse and the INIT request that the kernel sent once. As long as
+somebody keeps a duplicate of the descriptor, a process that serves may go at any
+moment; programs wait until the next one answers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jfsd.fuse import abi, native
+from jfsd.fuse.loop import Workers
+from jfsd.fuse.native import pyfuse3
+from jfsd.fuse.operations import Operations
+
+if TYPE_CHECKING:
+    from jfsd.vfs.vfs import Vfs
+
+MAX_REQUESTS = 65536
+"""Requests in work at once, waiting locks among them; more wait in the kernel."""
+
+IDLE_WORKERS = 32
+MAX_BACKGROUND = 128
+"""Read-ahead and asynchronous direct I/O that the kernel has under way at once."""
+
+_ADD = (
+    abi.INIT_PARALLEL_DIROPS
+    | abi.INIT_ASYNC_DIO
+    | abi.INIT_CACHE_SYMLINKS
+    | abi.INIT_DIRECT_IO_ALLOW_MMAP
+)
+_DROP = abi.INIT_ATOMIC_O_TRUNC | abi.INIT_HANDLE_KILLPRIV | abi.INIT_HANDLE_KILLPRIV_V2
+"""Truncation at open comes as a request of its own (it can then be repeated), and the
+kernel removes setuid and setgid bits by setattr."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is agreed with the kernel at INIT, for the life of the mount."""
+
+    acls: bool = False
+    max_readahead_bytes: int = 0
+    """0: as the kernel proposes."""
+
+
+class Session:
+    """One mount being served. There can be one in a process.
+
+    The descriptor is duplicated; the caller's stays open and keeps the mount alive.
+    It is made non-blocking, together with all its duplicates.
+    """
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        fd: int,
+        init_in: bytes,
+        *,
+        adopted: bool = False,
+        init_out: bytes = b"",
+        terms: Terms | None = None,
+    ) -> None:
+        """Prepare to serve.
+
+        Args:
+            vfs: The file system.
+            fd: Descriptor of /dev/fuse.
+            init_in: The kernel's INIT request, as it was read.
+            adopted: The kernel has had its answer from an earlier process.
+            init_out: That answer; a different one now is refused. b"" skips the check.
+            terms: What to agree upon; for an adopted mount as it was agreed.
+        """
+        self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.set_blocking(self._fd, False)
+        self._vfs = vfs
+        self._init_in = init_in
+        self._adopted = adopted
+        self._kept_init_out = init_out
+        self._terms = terms or Terms()
+        self._workers: Workers | None = None
+
+    def __repr__(self) -> str:
+        how = "adopted" if self._adopted else "fresh"
+        return f"<Session {how} fd={self._fd} {self._workers}>"
+
+    @property
+    def init_out(self) -> bytes:
+        """Our answer to INIT, to be kept for the next process; b"" before it."""
+        return native.init_out()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were read and are not answered."""
+        return self._workers.busy if self._workers is not None else 0
+
+    async def serve(self, on_ready: Callable[[bool], None] | None = None) -> None:
+        """Answer requests until the mount is gone or `stop` is called.
+
+        Args:
+            on_ready: Called once the mount is being served; its argument tells whether
+                requests in flight of an earlier process are coming again.
+
+        Raises:
+            InitDriftError: The earlier process had agreed otherwise with the kernel.
+        """
+
+        def ready() -> None:
+            self._check_init()
+            resent = self._adopted and abi.resend(self._fd)
+            if on_ready is not None:
+                on_ready(resent)
+
+        self._workers = Workers(self._fd, ready)
+        pyfuse3.trio = self._workers  # type: ignore[attr-defined]
+        self._attach()
+        try:
+            await pyfuse3.main(min_tasks=IDLE_WORKERS, max_tasks=MAX_REQUESTS)
+        finally:
+            native.on_interrupt(None)
+            pyfuse3.close(unmount=False)  # closes the duplicate
+
+    def park(self) -> None:
+        """Read no more requests; those that were read go on to their answers."""
+        if self._workers is not None:
+            self._workers.park()
+
+    def resume(self) -> None:
+        """Read requests again after `park`."""
+        if self._workers is not None:
+            self._workers.resume()
+
+    async def answered(self) -> None:
+        """Return once everything that was read before `park` is answered."""
+        if self._workers is not None:
+            await self._workers.answered()
+
+    def stop(self) -> None:
+        """Let `serve` return when what was read is answered; the mount stays."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def _attach(self) -> None:
+        terms = self._terms
+        native.prepare(
+            fd=self._fd,
+            init_in=self._init_in,
+            adopted=self._adopted,
+            set_flags=_ADD | (abi.INIT_DONT_MASK if terms.acls else 0),
+            clear_flags=_DROP,
+            max_readahead=terms.max_readahead_bytes,
+            max_background=MAX_BACKGROUND,
+        )
+        pyfuse3.init(Operations(self._vfs, acls=terms.acls), f"/dev/fd/{self._fd}", set())
+        if not native.attached():
+            raise RuntimeError("pyfuse3 does not go through jfsd.fuse._native")
+
+    def _check_init(self) -> None:
+        now = abi.init_reply(self.init_out)
+        if now.error:
+            raise InitDriftError(f"libfuse refuses the kernel's INIT: {os.strerror(-now.error)}")
+        if self._kept_init_out:
+            before = abi.init_reply(self._kept_init_out)
+            if now != before:
+                raise InitDriftError(f"agreed with the kernel: {before}; now: {now}")
+
+
+class InitDriftError(Exception):
+    """This process cannot serve the mount on the terms that it was made with."""

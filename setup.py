@@ -1,0 +1,26 @@
+"""Builds the native completion of pyfuse3; everything else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+from setuptools import Extension, setup
+
+
+def pkg_config(*what: str) -> list[str]:
+    """Return the words that pkg-config prints for libfuse."""
+    out = subprocess.run(["pkg-config", *what, "fuse3"], check=True, stdout=subprocess.PIPE)  # noqa: S603, S607
+    return shlex.split(out.stdout.decode())
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "jfsd.fuse._native",
+            sources=["jfsd/fuse/_native.c"],
+            extra_compile_args=[*pkg_config("--cflags"), "-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            extra_link_args=pkg_config("--libs"),
+        )
+    ]
+)
