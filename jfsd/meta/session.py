@@ -182,13 +182,14 @@ class Session:
                 log.warning("heartbeat of session %d failed: %s", self._engine.sid, error)
 
     async def close(self) -> None:
-        """Leave nothing of the session behind. Call it when all data is flushed.
+        """Leave nothing of the session and its mount behind. Call it when all data is flushed.
 
         Not for a process that hands its mount over: the session goes on.
         """
         sid, self._engine.sid = self._engine.sid, 0
         if sid:
             await self.clean(sid)
+            await self._engine.forget_mount()
 
     async def clean_stale(self) -> list[int]:
         """Clean sessions that have expired; return the ids of those that are gone."""

@@ -10,9 +10,10 @@
 local SETGID = 1024
 local ino, which, rule = ARGV[9], ARGV[10], ARGV[11]
 local uid, gids = tonumber(ARGV[12]), ARGV[13]
+if is_trash(octets(ino)) then return { 1 } end
 local before = load(ino)
 if not before then return { 2 } end
-if is_trash(octets(ino)) or immutable(before) then return { 1 } end
+if immutable(before) then return { 1 } end
 if uid ~= 0 and uid ~= u32(before, 4) then return { 1 } end
 
 local access, default = acl.ids(before)
