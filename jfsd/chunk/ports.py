@@ -5,16 +5,10 @@ Siblings do not import each other; this is the seam between them.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from jfsd.types import Attr, Ino, Slice
-
-
-class SliceCommit(NamedTuple):
-    """Result of a slice commit: records now in the chunk's list, and the file's attributes."""
-
-    records: int
-    attr: Attr
+from jfsd.types import Ino, Slice
+from jfsd.types import SliceCommit as SliceCommit
 
 
 class ChunkMeta(Protocol):
@@ -30,9 +24,7 @@ class ChunkMeta(Protocol):
             OSError: ENOENT (no such file), EPERM (not a file), EIO (damaged list).
         """
 
-    async def commit_slice(
-        self, ino: Ino, index: int, record: Slice, mtime_ns: int
-    ) -> SliceCommit:
+    async def commit_slice(self, ino: Ino, index: int, record: Slice, mtime_ns: int) -> SliceCommit:
         """Append `record` and grow the file, exactly once per slice id (format.md §9.11).
 
         A repeat with the same slice id returns the first result.

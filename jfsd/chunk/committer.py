@@ -1,0 +1,99 @@
+"""Brings stored slices into the metadata, in write order (format.md §9.11)."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+
+from jfsd.chunk.pending import DirtyFile, PendingSlice
+from jfsd.chunk.ports import ChunkMeta, SliceCommit
+from jfsd.chunk.tasks import TaskSet
+
+REFUSALS = frozenset({errno.ENOENT, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Answers that a repeat would not change; everything else is tried again."""
+
+_MAX_PER_FILE = 16
+_MAX_AT_ONCE = 128
+
+
+class Committer:
+    """Commits the slices of each file in the order in which they were written.
+
+    Several are under way at once, for one round trip each would be slow; but two that
+    overlap never are, nor two that may both grow the file, so that neither a lost
+    connection nor a repeat can swap them, and no length ever exposes a gap.
+    """
+
+    def __init__(
+        self,
+        meta: ChunkMeta,
+        *,
+        on_done: Callable[[DirtyFile, PendingSlice, SliceCommit], None],
+        on_refused: Callable[[DirtyFile, PendingSlice, OSError], None],
+        on_failed: Callable[[DirtyFile, PendingSlice, Exception], None],
+    ) -> None:
+        self._meta = meta
+        self._on_done = on_done
+        self._on_refused = on_refused
+        self._on_failed = on_failed
+        self._tasks = TaskSet("commit")
+        self._ready: deque[DirtyFile] = deque()
+
+    def advance(self, file: DirtyFile) -> None:
+        """Start the commits of `file` that may start now."""
+        while self._may_start(file):
+            if len(self._tasks) >= _MAX_AT_ONCE:
+                if file not in self._ready:
+                    self._ready.append(file)
+                return
+            pending = file.queue.popleft()
+            file.committing.append(pending)
+            self._tasks.start(self._commit(file, pending))
+
+    def retry(self, file: DirtyFile) -> None:
+        """Repeat the commits of `file` that have failed; they keep their slice ids."""
+        again, file.retry = file.retry, []
+        for pending in again:
+            self._tasks.start(self._commit(file, pending))
+
+    async def close(self) -> None:
+        """Stop; what is not committed by now stays pending."""
+        await self._tasks.close()
+
+    def _may_start(self, file: DirtyFile) -> bool:
+        if not file.queue or file.paused or len(file.committing) >= _MAX_PER_FILE:
+            return False
+        head = file.queue[0]
+        if not head.stored:
+            return False
+        grows = head.end > file.length
+        return not any(
+            (grows and before.end > file.length)
+            or (before.index == head.index and before.overlaps(head.pos, head.stop))
+            for before in file.committing
+        )
+
+    async def _commit(self, file: DirtyFile, pending: PendingSlice) -> None:
+        file.mtime_ns = max(file.mtime_ns, pending.mtime_ns)
+        try:
+            result = await self._meta.commit_slice(
+                file.ino, pending.index, pending.as_slice(), file.mtime_ns
+            )
+        except Exception as error:  # noqa: BLE001 - accepted data outlives any failure
+            if isinstance(error, OSError) and error.errno in REFUSALS:
+                file.committing.remove(pending)
+                self._on_refused(file, pending, error)
+            else:
+                file.retry.append(pending)
+                self._on_failed(file, pending, error)
+        else:
+            file.committing.remove(pending)
+            file.length = result.attr.length
+            self._on_done(file, pending, result)
+        self._next(file)
+
+    def _next(self, file: DirtyFile) -> None:
+        self.advance(file)
+        while self._ready and len(self._tasks) < _MAX_AT_ONCE:
+            self.advance(self._ready.popleft())

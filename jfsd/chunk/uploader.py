@@ -1,0 +1,107 @@
+"""Moves blocks from the arena to the store, some at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from jfsd.chunk.arena import Arena
+from jfsd.chunk.blocks import BlockStore
+from jfsd.chunk.pending import UPLOADED, Journal, PendingSlice
+from jfsd.chunk.ports import ChunkMeta
+from jfsd.chunk.tasks import TaskSet
+
+
+class Uploader:
+    """A queue of blocks and up to `max_uploads` tasks that store them.
+
+    A block's slot is freed when its object is durable. A block whose upload failed keeps
+    its slot and stands in its slice's `stalled` until it is sent again. Blocks of a dropped
+    slice are freed instead of stored.
+    """
+
+    def __init__(
+        self,
+        meta: ChunkMeta,
+        blocks: BlockStore,
+        arena: Arena,
+        journal: Journal,
+        *,
+        max_uploads: int,
+        on_stored: Callable[[PendingSlice], None],
+        on_failed: Callable[[PendingSlice, Exception], None],
+    ) -> None:
+        self.max_uploads = max_uploads
+        self.bytes = 0
+        """Bytes queued or being uploaded: memory that will become free without more ado."""
+        self._meta = meta
+        self._blocks = blocks
+        self._arena = arena
+        self._journal = journal
+        self._on_stored = on_stored
+        self._on_failed = on_failed
+        self._queue: deque[tuple[PendingSlice, int]] = deque()
+        self._workers = TaskSet("upload")
+        self._naming = asyncio.Lock()
+
+    def send(self, pending: PendingSlice, block: int) -> None:
+        """Queue a block; what it holds must not change from now on."""
+        pending.left += 1
+        self._enqueue(pending, block)
+
+    def resend(self, pending: PendingSlice) -> None:
+        """Queue the blocks again whose upload has failed."""
+        for block in sorted(pending.stalled):
+            self._enqueue(pending, block)
+        pending.stalled.clear()
+
+    async def close(self) -> None:
+        """Stop; blocks not stored by now stay in the arena."""
+        await self._workers.close()
+
+    def _enqueue(self, pending: PendingSlice, block: int) -> None:
+        self.bytes += self._length(pending, block)
+        self._queue.append((pending, block))
+        if len(self._workers) < self.max_uploads:
+            self._workers.start(self._work())
+
+    def _length(self, pending: PendingSlice, block: int) -> int:
+        return min(self._arena.slot_bytes, pending.length - block * self._arena.slot_bytes)
+
+    async def _work(self) -> None:
+        while self._queue and len(self._workers) <= self.max_uploads:
+            pending, block = self._queue.popleft()
+            length = self._length(pending, block)
+            try:
+                if not pending.dropped:
+                    await self._upload(pending, block, length)
+            except Exception as error:  # noqa: BLE001 - accepted data outlives any failure
+                self.bytes -= length
+                if not pending.dropped:
+                    pending.stalled.add(block)
+                    self._on_failed(pending, error)
+                    continue
+            else:
+                self.bytes -= length
+            self._finish(pending, block)
+
+    async def _upload(self, pending: PendingSlice, block: int, length: int) -> None:
+        if not pending.id:
+            await self._name(pending)
+        view = self._arena.view(pending.slots[block], 0, length)
+        await self._blocks.write(pending.id, block, view)
+
+    async def _name(self, pending: PendingSlice) -> None:
+        async with self._naming:
+            if not pending.id:
+                pending.id = await self._meta.new_slice_id()
+                self._journal.on_named(pending)
+
+    def _finish(self, pending: PendingSlice, block: int) -> None:
+        slot = pending.slots[block]
+        pending.slots[block] = UPLOADED
+        pending.left -= 1
+        self._journal.on_uploaded(pending, block)
+        self._arena.free(slot)
+        self._on_stored(pending)

@@ -1,0 +1,587 @@
+"""The write-back buffer of the mount: what programs wrote and the store does not have yet."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+
+from jfsd import clock
+from jfsd.chunk.arena import PAGE_BYTES, SLOT_COST_BYTES, Arena
+from jfsd.chunk.blocks import BlockStore
+from jfsd.chunk.committer import Committer
+from jfsd.chunk.lists import SliceLists
+from jfsd.chunk.pending import (
+    SLICE_COST_BYTES,
+    UPLOADED,
+    DirtyFile,
+    Journal,
+    NoJournal,
+    PendingSlice,
+    SliceRecord,
+)
+from jfsd.chunk.ports import ChunkMeta, SliceCommit
+from jfsd.chunk.tasks import TaskSet
+from jfsd.chunk.uploader import Uploader
+from jfsd.types import CHUNK_SIZE, Attr, Ino, ReadableBuffer
+
+log = logging.getLogger(__name__)
+
+MAX_AGE_S = 5.0
+"""An open slice is frozen this long after its first write …"""
+MAX_IDLE_S = 1.0
+"""… or this long after its last one (format.md §9.13)."""
+
+_NEWER_OPEN = 3
+_TICK_S = 0.25
+_FIRST_RETRY_S = 1.0
+_LAST_RETRY_S = 30.0
+_WARM_IDLE_BYTES = 16 << 20
+
+
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+class Writer:
+    """Accepts writes into the arena, uploads them as slices, commits these in order.
+
+    An accepted write is seen by every later read through this mount (`pending`), and by
+    others after `flush`. What happens to data that cannot be brought home:
+
+    * The store or the metadata fails for now (deadline of its own retries passed): the
+      data stays in the arena. The next write, fsync or close of the file gets EIO, once;
+      the upload or commit is repeated by the next flush and in the background, for ever.
+    * The metadata refuses the slice for good (ENOSPC, EDQUOT, EPERM, EFBIG): the slice
+      and all later ones that grow the file as far are dropped, their objects deleted, the
+      next write, fsync or close gets the errno, once. The file keeps its committed length.
+    * The file is gone (ENOENT): everything of it is dropped, and whoever still holds it
+      open gets ENOENT in the same way.
+    """
+
+    def __init__(
+        self,
+        meta: ChunkMeta,
+        blocks: BlockStore,
+        arena: Arena,
+        lists: SliceLists,
+        *,
+        max_uploads: int = 20,
+        stall_timeout_s: float = 300.0,
+        on_commit: Callable[[Ino, Attr], None] | None = None,
+        compact: Callable[[Ino, int, int], asyncio.Future[bool] | None] | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        """Make a writer that owns nothing but its tasks.
+
+        Args:
+            meta: Where slices are committed.
+            blocks: Where blocks are stored.
+            arena: Where they are kept until then.
+            lists: The slice lists that readers of this mount use.
+            max_uploads: Blocks uploaded at once.
+            stall_timeout_s: How long a write waits for room before it fails with EIO.
+            on_commit: Told the attributes of a file after each commit.
+            compact: Told (ino, index, records) after each commit; returns a future that
+                ends when the chunk is short enough for more commits, or None.
+            journal: Told every step of a slice.
+        """
+        self._meta = meta
+        self._blocks = blocks
+        self._arena = arena
+        self._budget = arena.budget
+        self._lists = lists
+        self._stall_timeout_s = stall_timeout_s
+        self._on_commit = on_commit
+        self._compact = compact
+        self._journal: Journal = journal or NoJournal()
+        self._block_size = arena.slot_bytes
+        self._files: dict[Ino, DirtyFile] = {}
+        self._open: OrderedDict[int, PendingSlice] = OrderedDict()
+        """Open slices by seq, the one touched longest ago first."""
+        self._failing: dict[Ino, DirtyFile] = {}
+        self._retry_s = _FIRST_RETRY_S
+        self._retry_at_s = 0.0
+        self._seq = 0
+        self._uploader = Uploader(
+            meta,
+            blocks,
+            arena,
+            self._journal,
+            max_uploads=max_uploads,
+            on_stored=self._stored,
+            on_failed=self._upload_failed,
+        )
+        self._committer = Committer(
+            meta,
+            on_done=self._committed,
+            on_refused=self._refused,
+            on_failed=self._commit_failed,
+        )
+        self._tasks = TaskSet("writer")
+        self._budget.on_pressure = self._relieve
+
+    def start(self) -> None:
+        """Begin to flush slices by age."""
+        self._tasks.start(self._tick())
+
+    async def close(self) -> None:
+        """End all work; nothing is flushed: what is pending stays in the arena."""
+        await self._tasks.close()
+        await self._committer.close()
+        await self._uploader.close()
+
+    def set_max_uploads(self, count: int) -> None:
+        """Change how many blocks are uploaded at once."""
+        self._uploader.max_uploads = count
+
+    # -- what programs ask for
+
+    async def write(self, ino: Ino, off: int, data: ReadableBuffer) -> None:
+        """Accept `data`; returns without waiting unless the buffer is full.
+
+        A cancelled or failed write may have accepted a first part of a buffer that is
+        larger than a quarter of the limit; of any other, all or nothing.
+
+        Raises:
+            OSError: An earlier write-back of the file failed (see the class), or EIO when
+                no room came free in time.
+        """
+        if not data:
+            return
+        self._raise_error(ino)
+        piece = max(self._budget.limit // 4, PAGE_BYTES)
+        if len(data) <= piece:
+            await self._write(ino, off, data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), piece):
+            await self._write(ino, off + start, view[start : start + piece])
+
+    async def flush(self, ino: Ino) -> None:
+        """Return when all that was accepted for `ino` before this call is committed.
+
+        Raises:
+            OSError: It is not; see the class for what became of the data.
+        """
+        file = self._files.get(ino)
+        if file is None:
+            return
+        if file.pending:
+            for pending in file.each():
+                if not pending.frozen:
+                    self._freeze(pending)
+            self._retry(file)
+            if file.pending:
+                await self._wait(file)
+        self._raise_refusal(ino)
+
+    async def flush_all(self) -> None:
+        """Flush every file; returns when each was tried.
+
+        Raises:
+            ExceptionGroup: Of the OSErrors of files that could not be flushed.
+        """
+        inos = list(self._files)
+        results = await asyncio.gather(*(self.flush(ino) for ino in inos), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, Exception)]
+        if failed:
+            raise ExceptionGroup("some files could not be flushed", failed)
+
+    def dirty_length(self, ino: Ino) -> int:
+        """Return the highest end of the writes not yet committed, 0 if there are none."""
+        file = self._files.get(ino)
+        return file.end if file is not None and file.pending else 0
+
+    def is_dirty(self, ino: Ino) -> bool:
+        """Tell whether something of `ino` is not committed."""
+        file = self._files.get(ino)
+        return file is not None and file.pending
+
+    @property
+    def dirty_files(self) -> list[Ino]:
+        """Files with something not committed."""
+        return [ino for ino, file in self._files.items() if file.pending]
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes of the buffer that are charged."""
+        return self._budget.charged
+
+    def pending(self, ino: Ino, index: int) -> Sequence[PendingSlice]:
+        """Return the pending slices of a chunk in write order; they override its list."""
+        file = self._files.get(ino)
+        return file.chunks.get(index, ()) if file is not None else ()
+
+    def peek(self, pending: PendingSlice, block: int, start: int, stop: int) -> memoryview | None:
+        """Return bytes of a block that is still in the arena, None if it is stored.
+
+        The view must be copied before anything else runs.
+        """
+        slot = pending.slots[block]
+        return None if slot == UPLOADED else self._arena.view(slot, start, stop)
+
+    def discard(self, ino: Ino) -> None:
+        """Drop everything of a file that does not exist any more, error included."""
+        file = self._files.get(ino)
+        if file is not None:
+            self._drop_queued(file, 0)
+            file.refusal = None
+            self._settle(file)
+
+    def release(self, ino: Ino) -> None:
+        """Forget an error that nobody can ask for any more (the last handle is closed)."""
+        file = self._files.get(ino)
+        if file is not None:
+            file.refusal = None
+            self._settle(file)
+
+    # -- what a next process asks for
+
+    def records(self) -> list[SliceRecord]:
+        """Return all pending slices, in the order of `seq`."""
+        found = [pending.as_record() for file in self._files.values() for pending in file.each()]
+        return sorted(found)
+
+    def adopt(self, records: Iterable[SliceRecord]) -> None:
+        """Take over the slices of an earlier process, whose arena this is, and go on with them.
+
+        Call once, before any write; sweeps the arena. They are frozen, and named as they
+        were, so that objects and commits made before are repeated, not doubled.
+        """
+        for record in sorted(records):
+            pending = PendingSlice(record.seq, record.ino, record.chunk, record.pos, 0.0)
+            pending.length = record.length
+            pending.id = record.id
+            pending.mtime_ns = record.mtime_ns
+            pending.slots = list(record.slots)
+            for block, slot in enumerate(pending.slots):
+                if slot != UPLOADED:
+                    rest = pending.length - block * self._block_size
+                    self._arena.claim(slot, min(rest, self._block_size))
+            self._budget.charge(SLICE_COST_BYTES)
+            self._seq = max(self._seq, record.seq)
+            file = self._file(record.ino)
+            self._enlist(file, pending)
+            file.end = max(file.end, pending.end)
+        self._arena.sweep()
+        for file in list(self._files.values()):
+            for pending in list(file.queue):
+                pending.frozen = True
+                pending.sent = len(pending.slots)
+                for block, slot in enumerate(pending.slots):
+                    if slot != UPLOADED:
+                        self._uploader.send(pending, block)
+                self._journal.on_freeze(pending)
+            self._committer.advance(file)
+
+    # -- writing into slices; nothing below waits
+
+    async def _write(self, ino: Ino, off: int, data: ReadableBuffer) -> None:
+        size = len(data)
+        cost = (
+            size
+            + (size // self._block_size + 2) * (SLOT_COST_BYTES + 2 * PAGE_BYTES)
+            + (size // CHUNK_SIZE + 2) * SLICE_COST_BYTES
+        )
+        if not self._budget.try_take(cost):
+            await self._wait_for_room(ino, cost)
+        spent = 0
+        try:
+            file = self._file(ino)
+            done = 0
+            while done < size:
+                index, pos = divmod(off + done, CHUNK_SIZE)
+                part = min(size - done, CHUNK_SIZE - pos)
+                pending = self._writable(file, index, pos, part)
+                if pending is None:
+                    pending = self._open_slice(file, index, pos)
+                    spent += SLICE_COST_BYTES
+                spent += self._copy(pending, pos - pending.pos, data, done, part)
+                self._written(file, pending)
+                done += part
+        finally:
+            self._budget.give(cost - spent)
+        if self._budget.charged > self._budget.limit * 3 // 4:
+            self._relieve()
+
+    async def _wait_for_room(self, ino: Ino, cost: int) -> None:
+        try:
+            async with asyncio.timeout(self._stall_timeout_s):
+                await self._budget.take(cost)
+        except TimeoutError as error:
+            self._raise_refusal(ino)
+            raise _os_error(errno.EIO) from error
+
+    def _file(self, ino: Ino) -> DirtyFile:
+        file = self._files.get(ino)
+        if file is None:
+            file = self._files[ino] = DirtyFile(ino)
+        return file
+
+    def _writable(self, file: DirtyFile, index: int, pos: int, size: int) -> PendingSlice | None:
+        """Return the newest open slice that may take the write without changing its order."""
+        for newer, pending in enumerate(reversed(file.chunks.get(index, ()))):
+            if newer > _NEWER_OPEN:
+                if not pending.frozen:
+                    self._freeze(pending)
+                return None
+            if not pending.frozen and (
+                pending.pos + pending.sent * self._block_size <= pos <= pending.stop
+            ):
+                return pending
+            if pending.overlaps(pos, pos + size):
+                return None
+        return None
+
+    def _open_slice(self, file: DirtyFile, index: int, pos: int) -> PendingSlice:
+        self._seq += 1
+        pending = PendingSlice(self._seq, file.ino, index, pos, clock.monotonic_s())
+        self._enlist(file, pending)
+        self._open[pending.seq] = pending
+        self._journal.on_slice_open(pending)
+        return pending
+
+    def _enlist(self, file: DirtyFile, pending: PendingSlice) -> None:
+        file.queue.append(pending)
+        file.chunks.setdefault(pending.index, []).append(pending)
+
+    def _copy(
+        self, pending: PendingSlice, at: int, data: ReadableBuffer, start: int, size: int
+    ) -> int:
+        """Copy data[start : start + size] to `at` in the slice; return the bytes charged."""
+        spent = 0
+        arena, block_size, slots = self._arena, self._block_size, pending.slots
+        stop = start + size
+        if size != len(data) or at % block_size + size > block_size:
+            data = memoryview(data)
+        while start < stop:
+            block, begin = divmod(at, block_size)
+            part = min(stop - start, block_size - begin)
+            if block == len(slots):
+                slots.append(arena.alloc(filled=block > 0 or part * 4 >= block_size))
+            slot = slots[block]
+            spent += arena.grow(slot, begin + part)
+            base = slot * block_size + begin
+            whole = part == len(data)
+            arena.memory[base : base + part] = data if whole else data[start : start + part]
+            start += part
+            at += part
+        pending.length = max(pending.length, at)
+        return spent
+
+    def _written(self, file: DirtyFile, pending: PendingSlice) -> None:
+        now_s = clock.monotonic_s()
+        pending.touched_s = now_s
+        pending.mtime_ns = clock.now_ns()
+        file.end = max(file.end, pending.end)
+        self._open.move_to_end(pending.seq)
+        self._journal.on_write(pending)
+        while (pending.sent + 1) * self._block_size <= pending.length:
+            pending.sent += 1
+            self._uploader.send(pending, pending.sent - 1)
+        if pending.stop == CHUNK_SIZE or now_s - pending.started_s > MAX_AGE_S:
+            self._freeze(pending)
+
+    # -- on the way home
+
+    def _freeze(self, pending: PendingSlice) -> None:
+        pending.frozen = True
+        del self._open[pending.seq]
+        while pending.sent < len(pending.slots):
+            pending.sent += 1
+            self._uploader.send(pending, pending.sent - 1)
+        self._journal.on_freeze(pending)
+        if pending.left == 0:
+            self._committer.advance(self._files[pending.ino])
+
+    def _relieve(self) -> None:
+        """Freeze slices, those idle longest first, until enough memory will come free."""
+        high = self._budget.limit * 3 // 4
+        wanted = max(self._budget.wanted, self._budget.charged - high)
+        while self._open and self._uploader.bytes < wanted:
+            self._freeze(next(iter(self._open.values())))
+
+    def _stored(self, pending: PendingSlice) -> None:
+        """Go on with a slice of which one more block is stored, or freed if it was dropped."""
+        if pending.dropped:
+            self._bury(pending)
+        elif pending.stored:
+            self._committer.advance(self._files[pending.ino])
+        if self._budget.wanted:
+            self._relieve()
+
+    def _committed(self, file: DirtyFile, pending: PendingSlice, result: SliceCommit) -> None:
+        """Move a slice from the pending ones to the list, in one step for any reader."""
+        self._lists.committed(file.ino, pending.index, pending.as_slice(), result.records)
+        self._forget(file, pending)
+        self._retry_s = _FIRST_RETRY_S
+        if self._on_commit is not None:
+            self._on_commit(file.ino, result.attr)
+        if self._compact is not None:
+            shortening = self._compact(file.ino, pending.index, result.records)
+            if shortening is not None:
+                file.paused = True
+                shortening.add_done_callback(lambda _: self._resume(file))
+        self._settle(file)
+
+    def _resume(self, file: DirtyFile) -> None:
+        file.paused = False
+        self._committer.advance(file)
+        self._settle(file)
+
+    def _refused(self, file: DirtyFile, pending: PendingSlice, error: OSError) -> None:
+        refusal = _os_error(error.errno or errno.EIO)
+        end = pending.end
+        self._remove(file, pending)
+        self._bury(pending)
+        self._drop_queued(file, 0 if error.errno == errno.ENOENT else end)
+        file.end = max((left.end for left in file.each()), default=0)
+        if not self._fail_waiters(file, refusal):
+            file.refusal = refusal
+        self._settle(file)
+
+    def _upload_failed(self, pending: PendingSlice, error: Exception) -> None:
+        self._failed(self._files[pending.ino], "upload", error)
+
+    def _commit_failed(self, file: DirtyFile, _: PendingSlice, error: Exception) -> None:
+        self._failed(file, "commit", error)
+
+    def _failed(self, file: DirtyFile, what: str, error: Exception) -> None:
+        """Keep the data, tell the program once, try again later."""
+        now_s = clock.monotonic_s()
+        if now_s >= self._retry_at_s:
+            log.warning("%s of file %d failed, its data is kept: %r", what, file.ino, error)
+            self._retry_at_s = now_s + self._retry_s
+            self._retry_s = min(self._retry_s * 2, _LAST_RETRY_S)
+        self._failing[file.ino] = file
+        file.outage = not self._fail_waiters(file, _os_error(errno.EIO))
+
+    def _fail_waiters(self, file: DirtyFile, error: OSError) -> bool:
+        """Tell the error to all who wait for the file; return False if nobody does."""
+        waiters, file.waiters = file.waiters, []
+        for _, future in waiters:
+            if not future.done():
+                future.set_exception(_os_error(error.errno or errno.EIO))
+        return bool(waiters)
+
+    def _retry(self, file: DirtyFile) -> None:
+        if self._failing.pop(file.ino, None) is None:
+            return
+        file.outage = False
+        for pending in file.each():
+            if pending.stalled:
+                self._uploader.resend(pending)
+        self._committer.retry(file)
+        self._committer.advance(file)
+
+    def _drop_queued(self, file: DirtyFile, end: int) -> None:
+        """Give up the slices not on their way to the metadata that reach as far as `end`."""
+        queue, file.queue = file.queue, deque()
+        for pending in queue:
+            if pending.end >= end:
+                self._drop(file, pending)
+            else:
+                file.queue.append(pending)
+
+    def _drop(self, file: DirtyFile, pending: PendingSlice) -> None:
+        pending.dropped = True
+        if not pending.frozen:
+            pending.frozen = True
+            del self._open[pending.seq]
+        self._remove(file, pending)
+        for block in range(len(pending.slots)):
+            if block >= pending.sent or block in pending.stalled:
+                self._arena.free(pending.slots[block])
+                pending.slots[block] = UPLOADED
+        pending.left -= len(pending.stalled)
+        pending.stalled.clear()
+        self._bury(pending)
+
+    def _bury(self, pending: PendingSlice) -> None:
+        """Delete the objects of a slice that nobody will refer to, once none is under way."""
+        if pending.left:
+            return
+        self._budget.give(SLICE_COST_BYTES)
+        self._journal.on_committed(pending)
+        if pending.id:
+            self._tasks.start(self._delete(pending))
+
+    async def _delete(self, pending: PendingSlice) -> None:
+        try:
+            await self._blocks.delete_slice(pending.id, pending.length)
+        except Exception as error:  # noqa: BLE001 - left-over objects are found by gc
+            log.warning("objects of slice %d are left behind: %s", pending.id, error)
+
+    def _forget(self, file: DirtyFile, pending: PendingSlice) -> None:
+        self._remove(file, pending)
+        self._budget.give(SLICE_COST_BYTES)
+        self._journal.on_committed(pending)
+
+    def _remove(self, file: DirtyFile, pending: PendingSlice) -> None:
+        chunk = file.chunks[pending.index]
+        chunk.remove(pending)
+        if not chunk:
+            del file.chunks[pending.index]
+
+    def _settle(self, file: DirtyFile) -> None:
+        """Wake those whose slices are home; forget a file of which nothing is left."""
+        if file.waiters:
+            oldest = file.oldest if file.pending else self._seq + 1
+            still = []
+            for target, future in file.waiters:
+                if target >= oldest:
+                    still.append((target, future))
+                elif not future.done():
+                    future.set_result(None)
+            file.waiters = still
+        if not file.pending:
+            file.outage = False
+            self._failing.pop(file.ino, None)
+            if file.refusal is None and not file.paused:
+                self._files.pop(file.ino, None)
+
+    async def _wait(self, file: DirtyFile) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (file.newest, future)
+        file.waiters.append(entry)
+        try:
+            await future
+        finally:
+            if entry in file.waiters:
+                file.waiters.remove(entry)
+
+    def _raise_error(self, ino: Ino) -> None:
+        """Tell, once, that write-back of the file has failed."""
+        self._raise_refusal(ino)
+        file = self._files.get(ino)
+        if file is not None and file.outage:
+            file.outage = False
+            raise _os_error(errno.EIO)
+
+    def _raise_refusal(self, ino: Ino) -> None:
+        """Tell, once, that data of the file was dropped."""
+        file = self._files.get(ino)
+        if file is not None and file.refusal is not None:
+            refusal, file.refusal = file.refusal, None
+            self._settle(file)
+            raise refusal
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now_s = clock.monotonic_s()
+            while self._open:
+                oldest = next(iter(self._open.values()))
+                if now_s - oldest.touched_s < MAX_IDLE_S:
+                    break
+                self._freeze(oldest)
+            if self._failing and now_s >= self._retry_at_s:
+                self._retry_at_s = now_s + self._retry_s
+                for file in list(self._failing.values()):
+                    self._retry(file)
+            if not self._files:
+                self._arena.trim(_WARM_IDLE_BYTES)
