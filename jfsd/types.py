@@ -92,6 +92,13 @@ class Slice(NamedTuple):
     len: int
 
 
+class SliceCommit(NamedTuple):
+    """Result of a slice commit: records now in the chunk's list, and the file's attributes."""
+
+    records: int
+    attr: Attr
+
+
 class Caller(NamedTuple):
     """Who asks, and under which identity the request may be repeated.
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from jfsd.types import Ino, Slice
-from jfsd.types import SliceCommit as SliceCommit
+from jfsd.types import Ino, Slice, SliceCommit
+
+__all__ = ["ChunkMeta", "SliceCommit"]
 
 
 class ChunkMeta(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from jfsd.meta.files import Files
 from jfsd.meta.names import Names
 
 
-class Meta(Names):
+class Meta(Names, Files):
     """All operations on a volume's metadata. See `Engine` for what they have in common."""

@@ -37,6 +37,12 @@ UNANSWERED_DELAY_S: Final = 60.0
 """The same for a request's result when nobody tells us of answers."""
 
 FENCED: Final = -1
+ASK_OPEN: Final = -2
+"""A script did nothing: it must know whether an inode is open here."""
+ASK_CHUNKS: Final = -2
+"""A script did nothing: the chunks of the file must be listed first."""
+ASK_TREES: Final = -3
+"""A script did nothing: it must know the size of directory trees."""
 
 
 class FencedError(OSError):
@@ -154,11 +160,11 @@ class Engine:
         self.trash_days = 0
         self.acl = False
         self._switches = ""
-        self._capacity = b"0"
-        self._inode_limit = b"0"
+        self.capacity_bytes = 0
+        self.inode_limit = 0
         self._operations = self.keys.operations(mount_id)
         self._identities = 0
-        self._recorded: dict[int, list[str]] = {}
+        self._recorded: dict[int, set[str]] = {}
         self._maturing: deque[tuple[float, str, int]] = deque()
         self._acks: deque[str] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -174,8 +180,8 @@ class Engine:
             + ("U" if volume.user_group_quota else "")
             + ("A" if volume.enable_acl else "")
         )
-        self._capacity = b"%d" % max(volume.capacity_bytes, 0)
-        self._inode_limit = b"%d" % max(volume.inodes, 0)
+        self.capacity_bytes = max(volume.capacity_bytes, 0)
+        self.inode_limit = max(volume.inodes, 0)
         self.trash_days = volume.trash_days
         self.acl = volume.enable_acl
 
@@ -192,15 +198,13 @@ class Engine:
 
         To be called when no request of a former server can come again.
         """
-        keep = {str(op) for op in (*unanswered, *self._recorded)}
+        keep = {op & ~1 for op in (*unanswered, *self._recorded)}
         fields = await self.connection.call("HKEYS", self._operations)
         own = f"n{self.generation}-"
         gone = [
             field
             for field in (name.decode() for name in fields)
-            if field != "g"
-            and not field.startswith((own, "s"))
-            and field.partition(".")[0] not in keep
+            if field != "g" and not field.startswith((own, "s")) and not _belongs(field, keep)
         ]
         if gone:
             await self.connection.call("HDEL", self._operations, *gone)
@@ -243,8 +247,9 @@ class Engine:
         op = caller.op if caller is not None else 0
         if not op:
             return await self._own(script, self._identity(), args)
-        identity = f"{op}.{script}"
-        self._recorded.setdefault(op, []).append(identity)
+        op &= ~1
+        identity = f"{caller.op}.{script}" if caller is not None else script
+        self._recorded.setdefault(op, set()).add(identity)
         if self.ack_source is None:
             self._mature(identity, UNANSWERED_DELAY_S, op)
         return await self.run(script, identity, *args)
@@ -278,8 +283,8 @@ class Engine:
             self._take_acks(),
             codec.encode_time(clock.now_ns()),
             self._switches,
-            self._capacity,
-            self._inode_limit,
+            self.capacity_bytes,
+            self.inode_limit,
             *args,
         )
         try:
@@ -325,7 +330,7 @@ class Engine:
     def _collect(self) -> None:
         """Move all identities that are answered to `_acks`."""
         for op in self.ack_source() if self.ack_source is not None else ():
-            self._acks.extend(self._recorded.pop(op, ()))
+            self._acks.extend(self._recorded.pop(op & ~1, ()))
         now_s = self._loop.time()
         while self._maturing and self._maturing[0][0] <= now_s:
             _, identity, op = self._maturing.popleft()
@@ -354,3 +359,9 @@ class Engine:
             fields = self._take_acks().split()
             with contextlib.suppress(OSError):
                 await self.connection.call("HDEL", self._operations, *fields)
+
+
+def _belongs(field: str, ops: set[int]) -> bool:
+    """Return whether a recorded result is that of one of the requests."""
+    op = field.partition(".")[0]
+    return op.isdigit() and int(op) & ~1 in ops

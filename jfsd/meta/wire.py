@@ -45,7 +45,8 @@ class ReplyError(OSError):
 
 def pack(args: tuple[Argument, ...]) -> bytes:
     """Return a command as it goes over the socket."""
-    return hiredis.pack_command(args)  # type: ignore[arg-type] # its stub means one word only
+    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type] # stub: one word only
+    return packed
 
 
 class Request:
