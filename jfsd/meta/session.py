@@ -32,10 +32,9 @@ from jfsd.errors import ExitCode, RefusedError
 from jfsd.meta.engine import FencedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from jfsd.meta.engine import Engine
-    from jfsd.types import Ino
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +93,12 @@ class Session:
     Callbacks, set by the owner:
         on_volume: the setting has changed to this one.
         on_locks_lost: another client has cleaned our session; no lock is held any more.
-
-    `release` deletes a sustained inode of a session: `release(ino, sid)`.
     """
 
     def __init__(
         self,
         engine: Engine,
         info: SessionInfo,
-        release: Callable[[Ino, int], Awaitable[object]],
         *,
         heartbeat_s: float = DEFAULT_HEARTBEAT_S,
     ) -> None:
@@ -111,7 +107,6 @@ class Session:
         self.clean_others = True
         self._engine = engine
         self._info = info
-        self._release = release
         self._heartbeat_s = heartbeat_s
         self._setting: bytes | None = None
         self._uuid = ""
@@ -227,11 +222,9 @@ class Session:
         """Delete the files that were open and unlinked in a session."""
         key = self._engine.keys.sustained(sid)
         for member in await self._engine.connection.call("SMEMBERS", key):
-            ino = int(member)
-            await self._release(ino, sid)
-            # One whose record is gone already is not taken out by the release (format.md §7.3).
-            if not await self._engine.connection.call("EXISTS", self._engine.keys.attr(ino)):
-                await self._engine.connection.call("SREM", key, member)
+            (freed,) = await self._engine.run("release", "0", member, sid)
+            if freed and self._engine.freed is not None:
+                self._engine.freed(int(member), int(freed))
 
     async def _stale(self) -> list[int]:
         """Return ids of sessions that have expired, not ours."""

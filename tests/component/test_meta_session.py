@@ -12,9 +12,11 @@ from support.engines import ROOT, bare_volume, open_meta
 
 from jfsd.config.version import parse_version
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.meta.codec import encode_attr
 from jfsd.meta.engine import FencedError
 from jfsd.meta.locks import LockType
 from jfsd.meta.session import Session, SessionInfo, rfc3339, take_turn
+from jfsd.types import Attr, NodeType
 
 VOLUME = bare_volume()
 
@@ -32,29 +34,19 @@ async def fixture_meta(meta_url, client):
         yield meta
 
 
-class Released(list[tuple[int, int]]):
-    """Takes the place of the deletion of sustained inodes."""
-
-    def __init__(self, client) -> None:
-        self.client = client
-
-    async def __call__(self, ino: int, sid: int) -> None:
-        self.append((ino, sid))
-        if self.client.delete(f"i{ino}"):
-            self.client.srem(f"session{sid}", ino)
+def put_unlinked_file(client, ino: int) -> None:
+    attr = Attr(NodeType.FILE, 0o644, nlink=0, length=5000, parent=1)
+    client.set(f"i{ino}", encode_attr(attr))
+    client.incrby("usedSpace", 8192)
+    client.incr("totalInodes")
 
 
-@pytest.fixture(name="released")
-def fixture_released(client):
-    return Released(client)
+def session_of(meta, **options) -> Session:
+    return Session(meta, SessionInfo.of_this_process("/mnt/x"), **options)
 
 
-def session_of(meta, released, **options) -> Session:
-    return Session(meta, SessionInfo.of_this_process("/mnt/x"), released, **options)
-
-
-async def test_registration_reads_like_the_references(meta, released, client) -> None:
-    session = session_of(meta, released)
+async def test_registration_reads_like_the_references(meta, client) -> None:
+    session = session_of(meta)
     assert await session.open() == 1 == meta.sid
     stored = json.loads(client.hget("sessionInfos", "1"))
     assert list(stored) == [
@@ -68,7 +60,7 @@ async def test_registration_reads_like_the_references(meta, released, client) ->
     assert parse_version(stored["Version"]) == parse_version("1.4.2")
     assert stored["MountPoint"] == "/mnt/x"
     assert client.zscore("allSessions", "1") == pytest.approx(time.time() + 60, abs=2)
-    assert await session_of(meta, released).open() == 2
+    assert await session_of(meta).open() == 2
     assert client.get("nextsession") == b"2"
 
 
@@ -77,27 +69,35 @@ def test_time_format() -> None:
     assert rfc3339(1_700_000_000_000_000_000) == "2023-11-14T22:13:20Z"
 
 
-async def test_close_leaves_nothing(meta, released, client) -> None:
-    session = session_of(meta, released)
+async def test_close_leaves_nothing(meta, client) -> None:
+    session = session_of(meta)
     sid = await session.open()
     await meta.flock(ROOT, 7, 1, LockType.WRITE)
     await meta.setlk(ROOT, 7, 1, LockType.WRITE, 0, 9, 1)
-    client.set("i8", b"x")
+    put_unlinked_file(client, 8)
     client.sadd(f"session{sid}", 8)
+    freed = []
+    meta.freed = lambda *file: freed.append(file)
     await session.close()
-    assert released == [(8, sid)]
-    assert sorted(client.keys()) == [b"nextsession", b"setting"]
+    assert freed == [(8, 5000)]
+    assert client.zrange("delfiles", 0, -1) == [b"8:5000"]
+    client.delete("delfiles")
+    assert {key: client.get(key) for key in client.scan_iter() if key != b"setting"} == {
+        b"nextsession": b"1",
+        b"usedSpace": b"0",
+        b"totalInodes": b"0",
+    }
     assert meta.sid == 0
 
 
 @pytest.mark.promise(5)
-async def test_next_process_goes_on_under_the_same_id(meta_url, released, client) -> None:
+async def test_next_process_goes_on_under_the_same_id(meta_url, client) -> None:
     async with open_meta(meta_url, generation=1) as old:
-        sid = await session_of(old, released).open()
+        sid = await session_of(old).open()
         await old.claim()
         await old.flock(ROOT, 7, 1, LockType.WRITE)
         async with open_meta(meta_url, generation=2) as new:
-            session = session_of(new, released)
+            session = session_of(new)
             lost: list[None] = []
             session.on_locks_lost = lambda: lost.append(None)
             await new.claim()
@@ -105,11 +105,11 @@ async def test_next_process_goes_on_under_the_same_id(meta_url, released, client
             assert not lost
             assert client.hkeys("lockf7") == [b"%d_0000000000000001" % sid]
             with pytest.raises(FencedError):
-                await session_of(old, released).beat()
+                await session_of(old).beat()
 
 
-async def test_beat_extends_and_notices_that_it_was_cleaned(meta, released, client) -> None:
-    session = session_of(meta, released)
+async def test_beat_extends_and_notices_that_it_was_cleaned(meta, client) -> None:
+    session = session_of(meta)
     sid = await session.open()
     lost: list[None] = []
     session.on_locks_lost = lambda: lost.append(None)
@@ -123,8 +123,8 @@ async def test_beat_extends_and_notices_that_it_was_cleaned(meta, released, clie
     assert client.hexists("sessionInfos", sid)
 
 
-async def test_beat_follows_the_setting(meta, released, client) -> None:
-    session = session_of(meta, released)
+async def test_beat_follows_the_setting(meta, client) -> None:
+    session = session_of(meta)
     await session.load_volume()
     await session.open()
     seen = []
@@ -145,8 +145,8 @@ async def test_beat_follows_the_setting(meta, released, client) -> None:
         (dataclasses.replace(VOLUME, meta_version=2).to_json(), ExitCode.VOLUME_UNSUPPORTED),
     ],
 )
-async def test_run_ends_when_the_volume_is_no_more(meta, released, client, setting, code) -> None:
-    session = session_of(meta, released, heartbeat_s=0.02)
+async def test_run_ends_when_the_volume_is_no_more(meta, client, setting, code) -> None:
+    session = session_of(meta, heartbeat_s=0.02)
     await session.load_volume()
     await session.open()
     client.delete("setting") if setting is None else client.set("setting", setting)
@@ -155,10 +155,10 @@ async def test_run_ends_when_the_volume_is_no_more(meta, released, client, setti
     assert caught.value.exit_code is code
 
 
-async def test_loading_a_volume_that_is_not_there(meta, released, client) -> None:
+async def test_loading_a_volume_that_is_not_there(meta, client) -> None:
     client.delete("setting")
     with pytest.raises(RefusedError) as caught:
-        await session_of(meta, released).load_volume()
+        await session_of(meta).load_volume()
     assert caught.value.exit_code is ExitCode.VOLUME_MISSING
 
 
@@ -170,57 +170,57 @@ def die(client, sid: int = 50) -> None:
     client.hset("lockf7", "51_0000000000000001", "R")
     client.hset("lockp9", f"{sid}_0000000000000002", b"\0" * 24)
     client.sadd(f"locked{sid}", "lockf7", "lockp9", "lockp10")
-    client.set("i8", b"x")
+    put_unlinked_file(client, 8)
     client.sadd(f"session{sid}", 8, 88)
 
 
-async def test_stale_session_is_cleaned_wholly(meta, released, client) -> None:
-    session = session_of(meta, released)
+async def test_stale_session_is_cleaned_wholly(meta, client) -> None:
+    session = session_of(meta)
     await session.open()
     die(client)
     await session.beat()
-    assert sorted(released) == [(8, 50), (88, 50)]
+    assert client.zrange("delfiles", 0, -1) == [b"8:5000"]
     assert client.hkeys("lockf7") == [b"51_0000000000000001"]
     assert client.exists("lockp9", "locked50", "session50", "i8") == 0
     assert client.hkeys("sessionInfos") == [b"1"]
     assert client.zrange("allSessions", 0, -1) == [b"1"]
 
 
-async def test_a_session_that_came_back_is_left_alone(meta, released, client) -> None:
+async def test_a_session_that_came_back_is_left_alone(meta, client) -> None:
     die(client)
     client.zadd("allSessions", {"50": time.time() + 100})
-    assert not await session_of(meta, released).clean(50, int(time.time()))
+    assert not await session_of(meta).clean(50, int(time.time()))
     assert client.exists("lockp9", "locked50", "session50", "i8") == 4
-    assert not released
 
 
 async def test_a_failed_clean_up_keeps_the_session_for_the_next_run(meta, client) -> None:
-    async def fail(ino: int, sid: int) -> None:
-        raise OSError(5, "no")
-
     die(client)
-    assert await session_of(meta, fail).clean_stale() == []
+    client.delete("i8")
+    client.hset("i8", "not", "a record")
+    assert await session_of(meta).clean_stale() == []
     assert client.zrange("allSessions", 0, -1) == [b"50"]
+    client.delete("i8")
+    assert await session_of(meta).clean_stale() == [50]
 
 
-async def test_legacy_sessions_are_stale_after_five_minutes(meta, released, client) -> None:
+async def test_legacy_sessions_are_stale_after_five_minutes(meta, client) -> None:
     client.zadd("sessions", {"60": time.time() - 200, "61": time.time() - 400})
-    assert await session_of(meta, released).clean_stale() == [61]
+    assert await session_of(meta).clean_stale() == [61]
     assert client.zrange("sessions", 0, -1) == [b"60"]
 
 
-async def test_more_locks_than_fit_one_script(meta, released, client) -> None:
+async def test_more_locks_than_fit_one_script(meta, client) -> None:
     die(client)
     for ino in range(1000, 1500):
         client.hset(f"lockf{ino}", "50_0000000000000001", "W")
         client.sadd("locked50", f"lockf{ino}")
-    assert await session_of(meta, released).clean_stale() == [50]
+    assert await session_of(meta).clean_stale() == [50]
     assert client.keys("lockf1*") == []
 
 
-async def test_read_only_mounts_write_nothing(meta_url, released, client) -> None:
+async def test_read_only_mounts_write_nothing(meta_url, client) -> None:
     async with open_meta(meta_url, read_only=True) as meta:
-        session = session_of(meta, released)
+        session = session_of(meta)
         die(client)
         before = sorted(client.keys())
         await session.load_volume()

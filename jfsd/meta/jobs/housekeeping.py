@@ -1,0 +1,104 @@
+"""When the jobs of a mount run: each on its own timer, in turn with all clients (format.md §17).
+
+The turns are counters in the database, so of a thousand clients one does the work each hour. A
+client that is killed in its turn leaves the rest to the next turn of any client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+from jfsd.errors import JfsdError
+from jfsd.meta.engine import FencedError
+from jfsd.meta.jobs.files import FileReaper
+from jfsd.meta.jobs.slices import SliceReaper
+from jfsd.meta.jobs.trash import TrashReaper
+from jfsd.meta.session import take_turn
+from jfsd.types import TRASH_INO
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from jfsd.meta.engine import Engine
+    from jfsd.meta.jobs.slices import DeleteSlice
+    from jfsd.types import Ino
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 3600
+TURN_S: Final = 3240
+LIMIT_S: Final = 50 * 60
+LEGACY_INTERVAL_S: Final = 60
+
+
+class Housekeeping:
+    """All jobs of one writable mount, and the immediate deletion of what it frees itself.
+
+    Attributes:
+        slices, files, trash: The reapers, for whoever wants one to run now.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        delete_slice: DeleteSlice,
+        open_inos: Callable[[], Iterable[Ino]] = tuple,
+    ) -> None:
+        self._engine = engine
+        self.slices = SliceReaper(engine, delete_slice)
+        self.files = FileReaper(engine, self.slices)
+        self.trash = TrashReaper(engine, open_inos)
+        engine.freed = self.files.freed
+
+    async def run(self) -> None:
+        """Do the jobs when they are due, until cancelled.
+
+        Raises:
+            FencedError: (in a group) A newer server owns the mount.
+        """
+        async with asyncio.TaskGroup() as group:
+            for name, counter, work in (
+                ("files", "lastCleanupFiles", self.files.sweep),
+                ("slices", "nextCleanupSlices", self.slices.sweep),
+                ("trash", "lastCleanupTrash", self.empty_trash),
+            ):
+                group.create_task(self._hourly(name, counter, work), name=f"job-{name}")
+            group.create_task(self._legacy(), name="job-legacy-files")
+
+    async def empty_trash(self) -> int:
+        """Delete what has been in the trash for long enough: files, and replaced slices."""
+        if not await self._engine.connection.call("EXISTS", self._engine.keys.attr(TRASH_INO)):
+            return 0
+        days = self._engine.trash_days
+        emptied, _ = await asyncio.gather(self.trash.sweep(days), self.slices.expire_delayed(days))
+        return emptied
+
+    async def close(self, patience_s: float = 10) -> None:
+        """End the deletions of what was freed lately; what is left is done by a job."""
+        await self.files.settle(patience_s)
+
+    async def _hourly(self, name: str, counter: str, work: Callable[[], Awaitable[int]]) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S * random.uniform(0.95, 1.05))  # noqa: S311
+            try:
+                if await take_turn(self._engine, counter, TURN_S):
+                    async with asyncio.timeout(LIMIT_S):
+                        log.info("job %s: %d done", name, await work())
+            except FencedError:
+                raise
+            except (JfsdError, OSError) as error:
+                log.warning("job %s failed, and will run again: %s", name, error)
+
+    async def _legacy(self) -> None:
+        count = 1
+        while count:
+            await asyncio.sleep(LEGACY_INTERVAL_S * random.uniform(0.95, 1.05))  # noqa: S311
+            try:
+                count = await self.files.sweep_legacy()
+            except FencedError:
+                raise
+            except (JfsdError, OSError) as error:
+                log.warning("job legacy-files failed, and will run again: %s", error)
