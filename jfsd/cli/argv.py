@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-_PASSWORD_IN_URL = re.compile(r"(?:\w+://)?[^/@:]*:(?P<password>.+)@")
+_PASSWORD_IN_URL = re.compile(r"(?:\w+://|(?!\w+://))[^/@:]*:(?P<password>.+)@")
 _ARG_START = 47
 _ARG_END = 48
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from jfsd.config.credentials import check_complete, read_credentials
@@ -19,14 +19,16 @@ DEADLINE_S = 20.0
 
 
 @contextlib.asynccontextmanager
-async def opened_meta(meta_url: str) -> AsyncIterator[Connection]:
+async def opened_meta(
+    meta_url: str, environ: Mapping[str, str] = os.environ
+) -> AsyncIterator[Connection]:
     """Yield a connection to the metadata; it is closed at the end.
 
     Raises:
         RefusedError: The URL is wrong (USAGE), or the server does not answer
             (META_UNREACHABLE).
     """
-    connection = Connection(parse_meta_url(meta_url, os.environ), deadline_s=DEADLINE_S)
+    connection = Connection(parse_meta_url(meta_url, environ), deadline_s=DEADLINE_S)
     await connection.open()
     try:
         yield connection

@@ -8,6 +8,7 @@ option is written down.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -46,6 +47,8 @@ class Change(Enum):
     """Takes effect at a restart, which programs do not see."""
     FIXED = "fixed"
     """The kernel was told at mount time: unmount and mount again."""
+    CALL = "this call"
+    """Says how a command shall do its work, and is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Flag:
 
     def _choice(self, text: str) -> str:
         if text.lower() not in self.choices:
-            raise ValueError("is not one of " + ", ".join(self.choices))
+            raise ValueError(f"is not one of {self.range_text}")
         return text.lower()
 
     def _number(self, text: str) -> float:
@@ -148,7 +151,7 @@ class Flag:
         if self.kind in {Kind.SWITCH, Kind.TEXT, Kind.PATHS, Kind.WORDS}:
             return ""
         if self.kind is Kind.CHOICE:
-            return ", ".join(self.choices)
+            return ", ".join(word for word in self.choices if word)
         return f"{self.low} to {self.high}" if self.high else f"{self.low} or more"
 
     def _mend(self) -> str:
@@ -188,13 +191,9 @@ def _count(text: str) -> int:
 
 
 def _ratio(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = math.nan
-    if not math.isfinite(ratio):
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         raise ValueError("is not a number such as 0.1")
-    return ratio
+    return float(text)
 
 
 FUSE = "The mount"

@@ -85,11 +85,11 @@ FORMAT_FLAGS: tuple[Flag, ...] = (
         help="POSIX ACLs; cannot be switched off again.",
     ),
     Flag(
-        "force", "force", Kind.SWITCH, "false", group=OTHER,
+        "force", "force", Kind.SWITCH, "false", change=Change.CALL, group=OTHER,
         help="Use a bucket or database that holds other things already.",
     ),
     Flag(
-        "no-update", "no_update", Kind.SWITCH, "false", group=OTHER,
+        "no-update", "no_update", Kind.SWITCH, "false", change=Change.CALL, group=OTHER,
         help="If the volume exists, change nothing of it.",
     ),
 )  # fmt: skip

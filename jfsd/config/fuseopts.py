@@ -124,6 +124,10 @@ def _check_known(word: str) -> None:
     if word.startswith("x-"):
         return
     if "=" in word and name in _VALUED and value:
+        if name == "max_read" and not (value.isascii() and value.isdecimal()):
+            raise RefusedError(
+                ExitCode.USAGE, f"-o {word}", "is not a number", "give max_read=1048576"
+            )
         return
     if "=" not in word and name in _OURS | _KERNEL | _SILENT:
         return

@@ -17,6 +17,16 @@ from pathlib import Path
 from jfsd.errors import ExitCode, RefusedError
 
 DIRECTORY_VARIABLE = "JFSD_RUNTIME_DIR"
+PASSWORD_VARIABLES = (
+    "REDIS_PASSWORD",
+    "META_PASSWORD",
+    "META_PASSWORD_FILE",
+    "SENTINEL_PASSWORD",
+)
+
+
+def _passwords() -> dict[str, str]:
+    return {name: os.environ[name] for name in PASSWORD_VARIABLES if name in os.environ}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class MountRecord:
     pid: int
     subdir: str = ""
     read_only: bool = False
+    passwords: dict[str, str] = field(default_factory=_passwords, repr=False)
+    """Variables that the password of a URL without one came from."""
 
 
 def runtime_directory() -> Path:

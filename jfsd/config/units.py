@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 import re
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgtpe]?)(?P<tail>i?b)?", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgtpe]?)(?P<tail>i?b)?", re.IGNORECASE | re.ASCII
+)
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(us|µs|ms|s|m|h|d)")
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(us|µs|ms|s|m|h|d)")
+_PLAIN = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_RATE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?:bps|bit/s)?", re.IGNORECASE)
+_RATE = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?:bps|bit/s)?", re.IGNORECASE | re.ASCII
+)
 _MBPS = {"k": 1e-3, "": 1.0, "m": 1.0, "g": 1e3, "t": 1e6}
 
 MAX_BYTES = (1 << 63) - 1
@@ -74,16 +79,12 @@ def parse_seconds(text: str) -> float:
         ValueError: The text is no length of time.
     """
     text = text.strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        parts = _TIME.findall(text)
-        if not parts or "".join(number + unit for number, unit in parts) != text:
-            raise ValueError("is not a time (such as 500ms, 1s, 1m30s or 1h)") from None
-        seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError("is not a time (a number of seconds from 0 up)")
-    return seconds
+    if _PLAIN.fullmatch(text):
+        return float(text)
+    parts = _TIME.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError("is not a time (such as 500ms, 1s, 1m30s or 1h)")
+    return math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,0 +1,88 @@
+"""Records of served mounts: found by commands, seen by nobody else."""
+
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from jfsd.config import runtime
+from jfsd.config.runtime import MountRecord, escape, find, register, unregister
+from jfsd.errors import ExitCode, RefusedError
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("JFSD_RUNTIME_DIR", str(tmp_path / "run"))
+    for name in runtime.PASSWORD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "run"
+
+
+def record(mountpoint="/mnt/a b", **fields):
+    return MountRecord(
+        mountpoint=mountpoint, meta_url="redis://:pw@h/1", name="vol", uuid="u", pid=7, **fields
+    )
+
+
+def test_a_registered_mount_is_found_until_it_is_unregistered():
+    register(record())
+    assert find("/mnt/a b") == record()
+    assert find("/mnt/a") is None
+    unregister("/mnt/a b")
+    assert find("/mnt/a b") is None
+    unregister("/mnt/a b")
+
+
+def test_the_last_registration_counts():
+    register(record())
+    register(record(subdir="x"))
+    assert find("/mnt/a b").subdir == "x"
+
+
+def test_only_the_owner_can_read_it(directory):
+    path = register(record())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert [p.name for p in directory.iterdir()] == [path.name]
+
+
+def test_a_directory_that_others_can_read_is_refused(directory):
+    directory.mkdir(mode=0o755)
+    with pytest.raises(RefusedError) as refused:
+        register(record())
+    assert refused.value.exit_code is ExitCode.NO_PRIVILEGE
+    assert list(directory.iterdir()) == []
+
+
+def test_the_password_is_in_no_repr(monkeypatch):
+    monkeypatch.setenv("META_PASSWORD", "geheim")
+    assert "pw" not in repr(record())
+    assert "geheim" not in repr(record())
+    register(record())
+    assert find("/mnt/a b").passwords == {"META_PASSWORD": "geheim"}
+
+
+def test_a_damaged_record_is_no_record():
+    register(record()).write_text("{")
+    assert find("/mnt/a b") is None
+
+
+def test_a_path_that_is_no_text_has_a_record():
+    path = b"/mnt/\xff\xfe".decode(errors="surrogateescape")
+    register(record(path))
+    assert find(path) == record(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/mnt/jfs", "/mnt/a-b", "/mnt/a b", "/.hidden", "/mnt/ä", "/a\\b", "/mnt/..x"]
+)
+@pytest.mark.skipif(shutil.which("systemd-escape") is None, reason="no systemd-escape here")
+def test_names_are_escaped_as_systemd_does(path):
+    command = ["systemd-escape", "--path", "--", path]
+    assert escape(path) == subprocess.check_output(command, text=True).rstrip("\n")
+
+
+def test_two_mount_points_never_share_a_record():
+    names = [escape(path) for path in ("/a/b", "/a-b", "/a/b-", "/a\\x2db", "/")]
+    assert len(set(names)) == len(names)
