@@ -174,7 +174,8 @@ class JuiceFS(Client):
 
     def mount_flags(self) -> list[str]:
         """No reports to anybody; xattrs and all times as jfsd has them by default."""
-        return ["--no-usage-report", "--no-agent", "--enable-xattr", "--backup-meta", "0"]
+        flags = ["--no-usage-report", "--no-agent", "--enable-xattr"]
+        return [*flags, "--backup-meta", "0", "--skip-dir-mtime", "0"]
 
     def fsck(self, meta_url: str) -> str:
         """Check the volume; lost or damaged parts fail."""

@@ -214,8 +214,6 @@ class MemoryVfs:
     # -- attributes
 
     async def getattr(self, caller, ino):
-        if ino == self.options.get("bug_ino"):
-            raise RuntimeError("a bug")
         return self.node(ino).attr
 
     async def setattr(self, caller, ino, changes, fh):
@@ -245,6 +243,8 @@ class MemoryVfs:
         self.attrs[ino].length = size
 
     async def statfs(self, ino):
+        if self.options.get("bug"):
+            raise RuntimeError("a bug")
         return StatFs(1 << 40, 1 << 39, 1000, 900)
 
     async def getxattr(self, caller, ino, name):

@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support import mounts
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -91,6 +89,7 @@ class Session:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="jfsd-t-", dir="/tmp"))
+        self.root.chmod(0o755)  # other users' calls must reach the mounts
         self._lock = threading.Lock()
         self._counter = 0
         self.shared: set[int] = set()
@@ -133,7 +132,7 @@ class Session:
         return found
 
     def close(self) -> None:
-        """End every process and mount of the session and remove its directory."""
+        """End every process and mount of the session; the steward removes its directory."""
         self._process.stdin.close()
         try:
             self._process.wait(20)
@@ -141,8 +140,6 @@ class Session:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        if not mounts.below(self.root):
-            shutil.rmtree(self.root, ignore_errors=True)
 
 
 class Service:

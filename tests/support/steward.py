@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,13 +139,15 @@ class Steward:
             self.reap()
             left = mounts.descendants(os.getpid())
             if not left:
-                return
+                break
             for pid in left:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             time.sleep(0.02)
+        if not mounts.below(self.root):
+            shutil.rmtree(self.root, ignore_errors=True)
 
 
 def main() -> None:
