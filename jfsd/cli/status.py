@@ -1,0 +1,59 @@
+"""`jfsd status`: a volume's setting, sessions and usage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from jfsd.cli.argv import hide, password_of
+from jfsd.config.runtime import find
+from jfsd.errors import ExitCode, RefusedError
+
+EPILOG = """\b
+Examples:
+  jfsd status redis://localhost/1
+  jfsd status /mnt/jfs | jq .Stat.UsedSpace
+"""
+
+
+@click.command("status", epilog=EPILOG)
+@click.argument("target", metavar="META-URL|MOUNTPOINT", type=click.Path())
+def command(target: str) -> None:
+    """Print JSON about a volume: Setting (without secrets), Sessions, Stat (usage, trash).
+
+    A MOUNTPOINT is found through its record, which only its user and root can read.
+    """
+    hide([password_of(target)])
+    meta_url, environ = _resolve(target)
+    click.echo(json.dumps(asyncio.run(_status(meta_url, environ)), indent=2, ensure_ascii=False))
+
+
+def _resolve(target: str) -> tuple[str, Mapping[str, str]]:
+    """Return the metadata URL of the target, and the environment with its password."""
+    if "://" in target or not (target.startswith((".", "/")) or os.path.lexists(target)):
+        return target, os.environ
+    from jfsd.fuse import mount as mounting  # noqa: PLC0415
+
+    place = mounting.resolve(target)
+    record = find(place)
+    if record is None or mounting.find(place) is None:
+        raise RefusedError(
+            ExitCode.NOT_MOUNTED,
+            target,
+            "is no mount of jfsd that this user serves",
+            "give the mount point as the user who mounted it, or a metadata URL",
+        )
+    return record.meta_url, {**os.environ, **record.passwords}
+
+
+async def _status(meta_url: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    from jfsd.cli.opening import opened_meta  # noqa: PLC0415
+    from jfsd.meta.status import read_status  # noqa: PLC0415
+
+    async with opened_meta(meta_url, environ) as connection:
+        return await read_status(connection)
