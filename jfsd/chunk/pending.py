@@ -186,6 +186,7 @@ class DirtyFile:
         "queue",
         "refusal",
         "retry",
+        "touched_ns",
         "waiters",
     )
 
@@ -198,6 +199,8 @@ class DirtyFile:
         self.chunks: dict[int, list[PendingSlice]] = {}
         self.end = 0
         """Highest end of a slice since the file became dirty."""
+        self.touched_ns = 0
+        """Time of the last write."""
         self.length = 0
         """Length of the file as the last commit told; 0 before the first."""
         self.mtime_ns = 0

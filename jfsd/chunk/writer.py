@@ -196,6 +196,13 @@ class Writer:
         file = self._files.get(ino)
         return file.end if file is not None and file.pending else 0
 
+    def dirty(self, ino: Ino) -> tuple[int, int] | None:
+        """Return (end, mtime in ns) of the writes not yet committed, None if there are none."""
+        file = self._files.get(ino)
+        if file is None or not file.pending:
+            return None
+        return file.end, file.touched_ns
+
     def is_dirty(self, ino: Ino) -> bool:
         """Tell whether something of `ino` is not committed."""
         file = self._files.get(ino)
@@ -267,6 +274,7 @@ class Writer:
             file = self._file(record.ino)
             self._enlist(file, pending)
             file.end = max(file.end, pending.end)
+            file.touched_ns = max(file.touched_ns, pending.mtime_ns)
         self._arena.sweep()
         for file in list(self._files.values()):
             for pending in list(file.queue):
@@ -378,6 +386,7 @@ class Writer:
         pending.touched_s = now_s
         pending.mtime_ns = clock.now_ns()
         file.end = max(file.end, pending.end)
+        file.touched_ns = pending.mtime_ns
         self._open.move_to_end(pending.seq)
         self._journal.on_write(pending)
         while (pending.sent + 1) * self._block_size <= pending.length:

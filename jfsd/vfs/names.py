@@ -67,9 +67,7 @@ class NameOps(Core):
         check_name(name)
         if parent == ROOT_INO and name == TRASH_NAME and self.options.root == ROOT_INO:
             return Node(TRASH_INO, await self.meta.getattr(TRASH_INO))
-        ino, found = await self.meta.lookup(self.volume_ino(parent), name)
-        attr = blank_attr(found) if isinstance(found, NodeType) else found
-        return await self._node(ino, attr)
+        return await self._node(*await self.meta.lookup(self.volume_ino(parent), name))
 
     async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Node:
         """Create a file of any type but directory and symlink; `mode` is a full st_mode."""
@@ -136,7 +134,7 @@ class NameOps(Core):
         result = await self.meta.unlink(
             caller, self.volume_ino(parent), name, self.handles.open_inos()
         )
-        await self._removed(result.ino, result.sustained, result.freed)
+        await self._removed(result.ino, result.sustained, result.freed is not None)
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
         """Remove an empty directory."""
@@ -169,7 +167,7 @@ class NameOps(Core):
             self.handles.open_inos(),
         )
         if result.replaced is not None:
-            await self._removed(result.replaced, result.sustained, result.freed)
+            await self._removed(result.replaced, result.sustained, result.freed is not None)
 
     async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Node:
         """Add another name for a file."""

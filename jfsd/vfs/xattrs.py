@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from jfsd.types import MAX_NAME_BYTES, MAX_XATTR_VALUE_BYTES, Caller, Ino
+from jfsd.meta.acl import ACCESS_XATTR, DEFAULT_XATTR
+from jfsd.types import Caller, Ino
 from jfsd.vfs.core import Core, fail
 
-ACL_ACCESS = b"system.posix_acl_access"
-ACL_DEFAULT = b"system.posix_acl_default"
-_ACLS = (ACL_ACCESS, ACL_DEFAULT)
+_ACLS = (ACCESS_XATTR, DEFAULT_XATTR)
 _UNSUPPORTED = (b"security.capability", b"security.selinux")
 
 
@@ -29,10 +28,6 @@ class XattrOps(Core):
         self._check_enabled(name)
         if name in _UNSUPPORTED:
             fail(errno.ENODATA)
-        if name in _ACLS:
-            if not self.options.acls:
-                fail(errno.ENODATA)
-            return await self.meta.get_acl(self.volume_ino(ino), name == ACL_DEFAULT)
         return await self.meta.getxattr(self.volume_ino(ino), name)
 
     async def listxattr(self, ino: Ino) -> list[bytes]:
@@ -52,14 +47,7 @@ class XattrOps(Core):
         self.check_writable()
         if name in _UNSUPPORTED or (name in _ACLS and not self.options.acls):
             fail(errno.ENOTSUP)
-        if not name or flags not in (0, 1, 2):
-            fail(errno.EINVAL)
-        if len(name) > MAX_NAME_BYTES or len(value) > MAX_XATTR_VALUE_BYTES:
-            fail(errno.ERANGE)
-        if name in _ACLS:
-            await self.meta.set_acl(caller, self.volume_ino(ino), name == ACL_DEFAULT, value)
-        else:
-            await self.meta.setxattr(caller, self.volume_ino(ino), name, value, flags)
+        await self.meta.setxattr(caller, self.volume_ino(ino), name, value, flags)
 
     async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
         """Remove an attribute.
@@ -69,12 +57,7 @@ class XattrOps(Core):
         """
         self._check_enabled(name)
         self.check_writable()
-        if name in _ACLS:
-            if not self.options.acls:
-                fail(errno.ENOTSUP)
-            await self.meta.set_acl(caller, self.volume_ino(ino), name == ACL_DEFAULT, b"")
-        else:
-            await self.meta.removexattr(caller, self.volume_ino(ino), name)
+        await self.meta.removexattr(caller, self.volume_ino(ino), name)
 
     def _check_enabled(self, name: bytes) -> None:
         if self.options.xattrs or (self.options.acls and (name in _ACLS or not name)):

@@ -1,0 +1,271 @@
+"""The service: wires the layers of one mount, serves it, and takes everything down again.
+
+Start: metadata, volume, store, session, data path, mount, serve. Whatever starts pushes
+its own teardown on one exit stack, so that the end is the beginning backwards: the
+mount goes first, then what was written is stored, then the session is closed.
+
+What a SIGKILL leaves at each step is in docs/LIFECYCLE.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+
+import uvloop
+
+from jfsd.config.credentials import check_complete, read_credentials
+from jfsd.config.runtime import MountRecord, register, unregister
+from jfsd.config.settings import MountSettings
+from jfsd.config.volume import Volume
+from jfsd.daemon.datapath import DataPath
+from jfsd.daemon.phase import Life, Phase
+from jfsd.daemon.stop import Stopper
+from jfsd.errors import ExitCode, JfsdError, RefusedError
+from jfsd.fuse import mount as mounting
+from jfsd.fuse import native
+from jfsd.fuse.session import Session, Terms
+from jfsd.meta.client import Meta
+from jfsd.meta.connection import Connection
+from jfsd.meta.jobs.housekeeping import Housekeeping
+from jfsd.meta.session import Session as MetaSession
+from jfsd.meta.session import SessionInfo
+from jfsd.meta.url import parse_meta_url
+from jfsd.object.base import ObjectStore
+from jfsd.object.open import check_volume, open_store
+from jfsd.types import ROOT_INO, Ino, NodeType
+from jfsd.vfs.ports import Options
+from jfsd.vfs.vfs import Vfs
+
+log = logging.getLogger(__name__)
+
+META_PATIENCE_S = 300.0
+"""How long an operation waits for a Redis that is away; then it fails with EIO."""
+
+FLUSH_PATIENCE_S = 300.0
+"""How long a stop waits for what was written; then it says what is lost, and fails."""
+
+
+def run_mount(meta_url: str, mountpoint: str, settings: MountSettings) -> int:
+    """Serve the volume at the directory until it is unmounted; return the exit code.
+
+    Raises:
+        RefusedError: It cannot be mounted as asked; nothing was changed.
+    """
+    return uvloop.run(_Server(meta_url, mountpoint, settings).run())
+
+
+class _Server:
+    """One mount from its first connection to its last flush."""
+
+    def __init__(self, meta_url: str, mountpoint: str, settings: MountSettings) -> None:
+        self._meta_url = meta_url
+        self._mountpoint = mountpoint
+        self._settings = settings
+        self._life = Life()
+        self._failure: JfsdError | None = None
+
+    async def run(self) -> int:
+        """Start, serve, end."""
+        async with AsyncExitStack() as stack:
+            meta, session, volume = await self._open_meta(stack)
+            store = await self._open_store(stack, volume)
+            root = await _find_root(meta, self._settings)
+            await self._open_session(stack, meta, session)
+            path = DataPath(meta, store, volume, self._settings)
+            await path.start(stack)
+            jobs = Housekeeping(meta, path.blocks.delete_slice)
+            stack.push_async_callback(jobs.close)
+            session.on_volume = meta.apply
+            vfs = Vfs(meta, path.writer, path.reader, _options(volume, self._settings, root))
+            path.on_commit = vfs.committed
+            stack.push_async_callback(self._flush, path)
+            await self._serve(stack, vfs, volume, session, jobs)
+        self._life.enter(Phase.ENDED)
+        if self._failure is not None:
+            raise self._failure
+        return ExitCode.OK
+
+    # -- start --------------------------------------------------------------------------------
+
+    async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
+        url = parse_meta_url(self._meta_url, os.environ)
+        connection = Connection(url, deadline_s=META_PATIENCE_S)
+        await connection.open()
+        stack.push_async_callback(connection.close)
+        meta = Meta(connection, mount_id=secrets.token_hex(8), read_only=self._settings.read_only)
+        stack.push_async_callback(meta.close_engine)
+        session = MetaSession(
+            meta,
+            SessionInfo.of_this_process(self._mountpoint),
+            heartbeat_s=self._settings.heartbeat_s,
+        )
+        session.clean_others = not self._settings.no_bgjob
+        volume = await session.load_volume()
+        volume.check_mountable(read_only=self._settings.read_only)
+        meta.apply(volume)
+        return meta, session, volume
+
+    async def _open_store(self, stack: AsyncExitStack, volume: Volume) -> ObjectStore:
+        settings = self._settings
+        credentials = read_credentials(
+            settings.access_key_file, settings.secret_key_file, settings.session_token_file
+        )
+        volume = credentials.over(volume)
+        check_complete(volume)
+        store = open_store(
+            settings.storage or volume.storage,
+            settings.bucket or volume.bucket,
+            volume.access_key,
+            volume.secret_key,
+            volume.session_token,
+            shards=volume.shards,
+            encrypt_key=volume.encrypt_key,
+            encrypt_algo=volume.encrypt_algo,
+            passphrase=credentials.rsa_passphrase,
+            get_timeout_s=settings.get_timeout_s,
+            put_timeout_s=settings.put_timeout_s,
+            io_retries=settings.io_retries,
+            max_uploads=settings.max_uploads,
+            max_downloads=settings.max_downloads,
+            upload_limit_mbps=settings.upload_limit_mbps or volume.upload_limit_mbps,
+            download_limit_mbps=settings.download_limit_mbps or volume.download_limit_mbps,
+        )
+        stack.push_async_callback(store.close)
+        await store.check()
+        await check_volume(store, volume.name, volume.uuid)
+        return store
+
+    async def _open_session(self, stack: AsyncExitStack, meta: Meta, session: MetaSession) -> None:
+        if self._settings.read_only:
+            return
+        await meta.claim()
+        await session.open()
+        stack.push_async_callback(meta.forget_mount)
+        stack.push_async_callback(session.close)
+
+    # -- serve --------------------------------------------------------------------------------
+
+    async def _serve(
+        self,
+        stack: AsyncExitStack,
+        vfs: Vfs,
+        volume: Volume,
+        session: MetaSession,
+        jobs: Housekeeping,
+    ) -> None:
+        settings = self._settings
+        options = replace(
+            settings.fuse, read_only=settings.read_only, allow_other=settings.allow_other
+        )
+        mounted = mounting.mount(self._mountpoint, volume.name, options)
+        stack.callback(os.close, mounted.fd)
+        terms = Terms(volume.enable_acl, settings.max_readahead_bytes)
+        kernel = Session(vfs, mounted.fd, mounted.init_in, terms=terms)
+        stopper = Stopper(self._mountpoint, kernel)
+        vfs.meta.ack_source = native.take_answered
+        self._on_signals(stopper)
+        record = MountRecord(
+            self._mountpoint,
+            self._meta_url,
+            volume.name,
+            volume.uuid,
+            os.getpid(),
+            settings.subdir,
+            settings.read_only,
+        )
+
+        def ready(_resent: bool) -> None:
+            mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
+            register(record)
+            self._life.enter(Phase.SERVING)
+            log.info("%s is ready at %s", volume.name, self._mountpoint)
+
+        stack.callback(unregister, self._mountpoint)
+        helpers = [asyncio.create_task(self._beat(session, stopper), name="heartbeat")]
+        if not (settings.read_only or settings.no_bgjob):
+            helpers.append(asyncio.create_task(jobs.run(), name="jobs"))
+        try:
+            await kernel.serve(ready)
+        finally:
+            self._life.enter(Phase.FLUSHING)
+            for task in helpers:
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    def _on_signals(self, stopper: Stopper) -> None:
+        def stop() -> None:
+            self._life.enter(Phase.STOPPING)
+            stopper.request()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+
+    async def _beat(self, session: MetaSession, stopper: Stopper) -> None:
+        """Keep the session alive; a volume that is gone, or another, ends the mount."""
+        try:
+            await session.run()
+        except RefusedError as error:
+            log.error("the mount ends: %s", error)  # noqa: TRY400 - the error is the message
+            self._failure = error
+            stopper.request()
+
+    # -- end ----------------------------------------------------------------------------------
+
+    async def _flush(self, path: DataPath) -> None:
+        """Store what was written; what cannot be stored in time is named, and lost."""
+        try:
+            async with asyncio.timeout(FLUSH_PATIENCE_S):
+                await path.writer.flush_all()
+        except (ExceptionGroup, TimeoutError) as error:
+            files = ", ".join(str(ino) for ino in path.writer.dirty_files[:20])
+            log.error("not stored: inodes %s (%s)", files, error)  # noqa: TRY400
+            self._failure = RefusedError(
+                ExitCode.STORE_UNREACHABLE,
+                f"inodes {files}",
+                "what was written to them could not be stored and is lost",
+                "see the log for the store's error, and write them again",
+            )
+
+
+async def _find_root(meta: Meta, settings: MountSettings) -> Ino:
+    """Return the directory that `--subdir` names.
+
+    Raises:
+        RefusedError: There is none of this name, or it is no directory.
+    """
+    ino: Ino = ROOT_INO
+    for name in settings.subdir_names:
+        try:
+            ino, attr = await meta.lookup(ino, name)
+        except FileNotFoundError:
+            raise _no_subdir(settings.subdir, "does not exist in the volume") from None
+        if attr.type is not NodeType.DIRECTORY:
+            raise _no_subdir(settings.subdir, "is not a directory")
+    return ino
+
+
+def _no_subdir(path: str, rule: str) -> RefusedError:
+    return RefusedError(
+        ExitCode.USAGE, f"--subdir {path}", rule, "mount the volume without it and create it"
+    )
+
+
+def _options(volume: Volume, settings: MountSettings, root: Ino) -> Options:
+    return Options(
+        attr_timeout_s=settings.attr_cache_s,
+        entry_timeout_s=settings.entry_cache_s,
+        dir_entry_timeout_s=settings.dir_entry_cache_s,
+        open_cache_s=settings.open_cache_s,
+        read_only=settings.read_only,
+        xattrs=settings.enable_xattr,
+        acls=volume.enable_acl,
+        root=root,
+    )

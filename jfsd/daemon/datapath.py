@@ -1,0 +1,95 @@
+"""The data path of one mount: arena, caches, reader, writer and compaction, joined."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from jfsd.chunk.arena import Arena
+from jfsd.chunk.blocks import BlockStore
+from jfsd.chunk.budget import Budget
+from jfsd.chunk.cache import BlockCache, DiskCache, MemoryCache
+from jfsd.chunk.compact import Compactor
+from jfsd.chunk.lists import SliceLists
+from jfsd.chunk.reader import Reader
+from jfsd.chunk.writer import Writer
+from jfsd.config.settings import MountSettings
+from jfsd.config.volume import Volume
+from jfsd.meta.client import Meta
+from jfsd.object.base import ObjectStore
+from jfsd.types import Attr, Ino
+
+log = logging.getLogger(__name__)
+
+
+class DataPath:
+    """Everything between a file's bytes and the store, with one budget of memory.
+
+    `on_commit` is told of each commit once it is set.
+    """
+
+    def __init__(
+        self, meta: Meta, store: ObjectStore, volume: Volume, settings: MountSettings
+    ) -> None:
+        self.on_commit: Callable[[Ino, Attr], None] | None = None
+        self.arena = Arena(Budget(settings.buffer_size_bytes), volume.block_size_bytes)
+        lists = SliceLists(meta)
+        self.blocks = BlockStore(
+            store,
+            volume_name=volume.name,
+            block_size=volume.block_size_bytes,
+            budget=self.arena.budget,
+            compression=volume.compression,
+            hash_prefix=volume.hash_prefix,
+            encrypted=bool(volume.encrypt_key),
+            cache=_open_cache(volume, settings),
+            max_downloads=settings.max_downloads,
+            prefetch=settings.prefetch,
+        )
+        self.compactor = Compactor(meta, self.blocks, lists)
+        compacts = not settings.read_only
+        self.writer = Writer(
+            meta,
+            self.blocks,
+            self.arena,
+            lists,
+            max_uploads=settings.max_uploads,
+            on_commit=self._committed,
+            compact=self.compactor.after_commit if compacts else None,
+        )
+        self.reader = Reader(
+            self.blocks,
+            lists,
+            self.writer,
+            max_readahead=settings.max_readahead_bytes,
+            io_retries=settings.io_retries,
+            compact=self.compactor.schedule if compacts else None,
+        )
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start everything; its end is pushed on `stack`."""
+        stack.callback(self.arena.close)
+        await self.blocks.start()
+        stack.push_async_callback(self.blocks.close)
+        stack.push_async_callback(self.compactor.close)
+        self.writer.start()
+        stack.push_async_callback(self.writer.close)
+        stack.push_async_callback(self.reader.close)
+
+    def _committed(self, ino: Ino, attr: Attr) -> None:
+        if self.on_commit is not None:
+            self.on_commit(ino, attr)
+
+
+def _open_cache(volume: Volume, settings: MountSettings) -> BlockCache | None:
+    if settings.cache_size_bytes == 0:
+        return None
+    if settings.memory_cache:
+        return MemoryCache(settings.cache_size_bytes)
+    return DiskCache(
+        settings.cache_dirs,
+        volume.uuid,
+        size_bytes=settings.cache_size_bytes,
+        free_space_ratio=settings.free_space_ratio,
+    )
