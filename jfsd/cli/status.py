@@ -53,7 +53,15 @@ def _resolve(target: str) -> tuple[str, Mapping[str, str]]:
 
 async def _status(meta_url: str, environ: Mapping[str, str]) -> dict[str, Any]:
     from jfsd.cli.opening import opened_meta  # noqa: PLC0415
+    from jfsd.meta.client import Meta  # noqa: PLC0415
+    from jfsd.meta.format import read_volume  # noqa: PLC0415
     from jfsd.meta.status import read_status  # noqa: PLC0415
 
     async with opened_meta(meta_url, environ) as connection:
-        return await read_status(connection)
+        volume = await read_volume(connection)
+        meta = Meta(connection, mount_id="status", read_only=True)
+        try:
+            meta.apply(volume)
+            return await read_status(meta, volume)
+        finally:
+            await meta.close_engine()
