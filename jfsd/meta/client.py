@@ -8,5 +8,5 @@ from jfsd.meta.names import Names
 from jfsd.meta.xattrs import Xattrs
 
 
-class Meta(Names, Files, Xattrs, Locks):
+class Meta(Names, Files, Locks, Xattrs):
     """All operations on a volume's metadata. See `Engine` for what they have in common."""
