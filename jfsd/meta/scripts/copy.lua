@@ -36,7 +36,6 @@ if over then return {over} end
 local function view(records, first, last)
   local pieces, open = {}, {{first, last}}
   for i = #records, 1, -1 do
-    if #open == 0 then break end
     if #records[i] ~= 24 then return nil end
     local pos, id_hi, id_lo, whole_size, off, len = struct.unpack('>I4I4I4I4I4I4', records[i])
     local hole_ = id_hi == 0 and id_lo == 0
