@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from jfsd.config.volume import Volume, new_volume
 from jfsd.meta.client import Meta
 from jfsd.meta.connection import Connection
-from jfsd.meta.locks import Locks
 from jfsd.meta.url import parse_meta_url
-from jfsd.meta.xattrs import Xattrs
 from jfsd.types import Caller
 
 if TYPE_CHECKING:
@@ -19,18 +17,14 @@ if TYPE_CHECKING:
 ROOT = Caller(0, 0)
 
 
-class FullMeta(Meta, Locks, Xattrs):
-    """Everything, also what `Meta` does not have yet."""
-
-
 @contextlib.asynccontextmanager
 async def open_meta(
     url: str, name: str = "m1", *, generation: int = 1, read_only: bool = False
-) -> AsyncIterator[FullMeta]:
+) -> AsyncIterator[Meta]:
     """A client of the volume in a database, as mount `name`; it has no session."""
     connection = Connection(parse_meta_url(url, {}))
     await connection.open()
-    meta = FullMeta(connection, mount_id=name, generation=generation, read_only=read_only)
+    meta = Meta(connection, mount_id=name, generation=generation, read_only=read_only)
     try:
         setting = await connection.call("GET", meta.keys.setting)
         if setting is not None:

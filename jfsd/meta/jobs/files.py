@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jfsd import clock
 from jfsd.meta import codec
-from jfsd.meta.jobs.slices import scan_keys
+from jfsd.meta.scan import scan_keys
 from jfsd.types import CHUNK_SIZE
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from jfsd import clock
 from jfsd.errors import JfsdError
+from jfsd.meta.scan import gather_all, scan_hash
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from jfsd.meta.engine import Engine
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLICES_AT_ONCE: Final = 10
-SCAN_COUNT: Final = 1000
 MAX_ZEROES: Final = 1_000_000
 
 
@@ -53,8 +53,7 @@ class SliceReaper:
 
     async def delete_all(self, slices: Iterable[tuple[int, int]]) -> int:
         """Delete slices a few at a time; return how many are gone."""
-        done = await asyncio.gather(*(self.delete(*one) for one in slices))
-        return sum(done)
+        return sum(await gather_all(self.delete(*one) for one in slices))
 
     async def sweep(self) -> int:
         """Delete every slice whose field is negative; drop fields that say nothing.
@@ -104,30 +103,3 @@ def slice_of(field: bytes) -> tuple[int, int] | None:
     if field[:1] != b"k" or not id_.isdigit() or not size.isdigit():
         return None
     return int(id_), int(size)
-
-
-async def scan_hash(engine: Engine, key: bytes) -> AsyncIterator[list[tuple[bytes, bytes]]]:
-    """Yield the (field, value) pairs of a hash in pages; a field may come twice."""
-    async for page in _scan(engine, "HSCAN", key):
-        yield list(zip(page[::2], page[1::2], strict=True))
-
-
-async def scan_keys(engine: Engine, pattern: bytes) -> AsyncIterator[list[bytes]]:
-    """Yield the keys that match a glob, in pages; a key may come twice."""
-    cursor: bytes | int = 0
-    while True:
-        cursor, page = await engine.connection.call(
-            "SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT
-        )
-        yield page
-        if int(cursor) == 0:
-            return
-
-
-async def _scan(engine: Engine, command: str, key: bytes) -> AsyncIterator[list[Any]]:
-    cursor: bytes | int = 0
-    while True:
-        cursor, page = await engine.connection.call(command, key, cursor, "COUNT", SCAN_COUNT)
-        yield page
-        if int(cursor) == 0:
-            return

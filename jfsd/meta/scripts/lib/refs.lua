@@ -8,3 +8,8 @@ local function release(id8, size, freed)
     freed[#freed + 1] = { id, size }
   end
 end
+
+-- Count one more reference.
+local function share(id8, size)
+  call('HINCRBY', P .. 'sliceRef', 'k' .. decimal(id8) .. '_' .. whole(size), 1)
+end
