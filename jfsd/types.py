@@ -26,6 +26,9 @@ CHUNK_SIZE = 1 << 26
 MAX_FILE_BYTES = (CHUNK_SIZE << 31) - 1
 """Largest length of a file: 2^57-1 bytes; one more is EFBIG (format.md §20)."""
 
+NOW_NS = -1
+"""A time to be set that means the moment of the change itself (UTIME_NOW, utimensat(2))."""
+
 MAX_NAME_BYTES = 255
 MAX_SYMLINK_BYTES = 4095
 MAX_XATTR_VALUE_BYTES = 65536

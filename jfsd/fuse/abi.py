@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from typing import NamedTuple
 
 FSYNC, SETXATTR, FLUSH = 20, 21, 25
@@ -74,6 +75,9 @@ class InitReply(NamedTuple):
     max_pages: int
 
 
+_FATTR_ATIME_NOW, _FATTR_MTIME_NOW = 1 << 7, 1 << 8
+
+
 def lock_request(body: bytes) -> LockRequest:
     """Decode GETLK, SETLK and SETLKW."""
     fh, owner, start, end, type_, pid, flags, _ = _LK_IN.unpack_from(body)
@@ -117,6 +121,12 @@ def copy_request(body: bytes) -> CopyRequest:
     """Decode COPY_FILE_RANGE."""
     fh_in, off_in, _, fh_out, off_out, length, flags = _COPY_IN.unpack_from(body)
     return CopyRequest(fh_in, off_in, fh_out, off_out, length, flags)
+
+
+def setattr_now(body: bytes) -> tuple[bool, bool]:
+    """Return whether atime and mtime are to be set to the moment of the change."""
+    valid = int.from_bytes(body[:4], sys.byteorder)
+    return bool(valid & _FATTR_ATIME_NOW), bool(valid & _FATTR_MTIME_NOW)
 
 
 def setxattr_flags(body: bytes) -> int:

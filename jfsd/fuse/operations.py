@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from jfsd.fuse import abi, native
 from jfsd.fuse.native import pyfuse3
-from jfsd.types import MAX_NAME_BYTES, Attr, Caller, Ino, NodeType, ReadableBuffer
+from jfsd.types import MAX_NAME_BYTES, NOW_NS, Attr, Caller, Ino, NodeType, ReadableBuffer
 from jfsd.vfs.dirs import Node
 from jfsd.vfs.ports import Opened, SetAttr
 
@@ -188,13 +188,16 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Change those attributes that `fields` names."""
         caller = _writer(ctx)
+        atime_now, mtime_now = abi.setattr_now(native.body())
+        atime_ns = NOW_NS if atime_now else attr.st_atime_ns
+        mtime_ns = NOW_NS if mtime_now else attr.st_mtime_ns
         changes = SetAttr(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=atime_ns if fields.update_atime else None,
+            mtime_ns=mtime_ns if fields.update_mtime else None,
         )
         return self._attributes(inode, await self._vfs.setattr(caller, inode, changes, fh))
 

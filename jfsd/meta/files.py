@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from jfsd.meta import codec
 from jfsd.meta.engine import ASK_CHUNKS, Engine, fail
-from jfsd.types import CHUNK_SIZE, MAX_FILE_BYTES, Attr, NodeType, SliceCommit
+from jfsd.types import CHUNK_SIZE, MAX_FILE_BYTES, NOW_NS, Attr, NodeType, SliceCommit
 
 if TYPE_CHECKING:
     from jfsd.meta.wire import Argument, Reply
@@ -18,6 +18,7 @@ COMPACTED_RECORDS: Final = 1000
 
 COPY_MAX_BYTES: Final = 1 << 32
 
+_SET_ATIME_NOW, _SET_MTIME_NOW = 128, 256
 _SET_MODE, _SET_UID, _SET_GID, _SET_ATIME, _SET_MTIME, _SET_FLAGS = 1, 2, 4, 16, 32, 32768
 
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 16
@@ -42,6 +43,8 @@ class Files(Engine):
     ) -> Attr:
         """Change what is not None, and ctime; if nothing changes, write nothing.
 
+        A time of NOW_NS is that of the change itself.
+
         A node that lies in the trash can be changed only through a handle.
 
         Raises:
@@ -51,8 +54,8 @@ class Files(Engine):
             (_SET_MODE, mode),
             (_SET_UID, uid),
             (_SET_GID, gid),
-            (_SET_ATIME, atime_ns),
-            (_SET_MTIME, mtime_ns),
+            (_SET_ATIME_NOW if atime_ns == NOW_NS else _SET_ATIME, atime_ns),
+            (_SET_MTIME_NOW if mtime_ns == NOW_NS else _SET_MTIME, mtime_ns),
             (_SET_FLAGS, flags),
         )
         result = await self.mutate(

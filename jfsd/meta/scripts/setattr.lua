@@ -57,9 +57,9 @@ if sets(1) then
   end
 end
 
--- A time that is given and negative means now, as 'now' itself does.
+-- A new value from 'now', from the argument, or none; nil is EPERM.
 local function new_time(given, now, old, value)
-  if sets(now) or sets(given) and string.byte(value, 1) > 127 then
+  if sets(now) then
     changed = true
     return NOW
   end
