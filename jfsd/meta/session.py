@@ -81,10 +81,11 @@ class SessionInfo:
 
 
 def rfc3339(time_ns: int) -> str:
-    """Return a time in UTC as the reference writes it: RFC 3339, nanoseconds if there are any."""
+    """Return a time in UTC as the reference writes it: RFC 3339, no zeros at the end."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{nanoseconds:09}Z" if nanoseconds else f"{text}Z"
+    fraction = f".{nanoseconds:09}".rstrip("0") if nanoseconds else ""
+    return f"{text}{fraction}Z"
 
 
 class Session:

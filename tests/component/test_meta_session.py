@@ -66,6 +66,7 @@ async def test_registration_reads_like_the_references(meta, client) -> None:
 
 def test_time_format() -> None:
     assert rfc3339(1_700_000_000_000_000_001) == "2023-11-14T22:13:20.000000001Z"
+    assert rfc3339(1_700_000_000_120_000_000) == "2023-11-14T22:13:20.12Z"
     assert rfc3339(1_700_000_000_000_000_000) == "2023-11-14T22:13:20Z"
 
 
