@@ -52,15 +52,15 @@ class RedisServer:
         if self.shared:
             self.session.shared.add(self.service.pid)
         wait_until(self._answers, 20, "redis-server")
-        if self.port and self.client().execute_command("CLUSTER", "INFO").get(
-            "cluster_slots_assigned"
-        ) != str(16384):
+        if self.port and b"cluster_slots_assigned:16384" not in self._cluster():
             self.client().execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-            wait_until(
-                lambda: self.client().execute_command("CLUSTER", "INFO")["cluster_state"] == "ok",
-                20,
-                "one-node cluster",
-            )
+        if self.port:
+            wait_until(lambda: b"cluster_state:ok" in self._cluster(), 20, "one-node cluster")
+
+    def _cluster(self) -> bytes:
+        with self.client() as client:
+            client.set_response_callback("CLUSTER INFO", bytes)
+            return client.execute_command("CLUSTER", "INFO")
 
     def _answers(self) -> bool:
         try:

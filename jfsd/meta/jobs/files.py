@@ -43,13 +43,14 @@ class FileReaper:
         self._engine = engine
         self._slices = slices
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def freed(self, ino: Ino, length: int) -> None:
         """Delete the data of a file in the background, unless too much is going on already.
 
-        Then its note waits for the job. This is what `engine.freed` calls.
+        Then, and after `close`, its note waits for the job. This is what `engine.freed` calls.
         """
-        if len(self._tasks) >= FILES_AT_ONCE:
+        if self._closed or len(self._tasks) >= FILES_AT_ONCE:
             return
         task = asyncio.get_running_loop().create_task(
             self._delete_quietly(ino, length), name=f"delete-file-{ino}"
@@ -57,8 +58,9 @@ class FileReaper:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def settle(self, patience_s: float) -> None:
-        """Wait for what `freed` began, no longer than `patience_s`; then end it."""
+    async def close(self, patience_s: float) -> None:
+        """Wait for what `freed` began, no longer than `patience_s`; then end it for good."""
+        self._closed = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=patience_s)
         for task in list(self._tasks):

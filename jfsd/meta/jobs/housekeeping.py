@@ -92,8 +92,8 @@ class Housekeeping:
             await self.trees.remove_detached(int(member))
 
     async def close(self, patience_s: float = 10) -> None:
-        """End the deletions of what was freed lately; what is left is done by a job."""
-        await self.files.settle(patience_s)
+        """End the deletions of what was freed lately; what is left is done by some client's job."""
+        await self.files.close(patience_s)
 
     async def _complete_root(self) -> None:
         """Compute the root's statistics, which nobody made when the volume was (§16.1)."""

@@ -28,11 +28,14 @@ ASK_OPEN: Final = -2
 
 
 class TreeReaper:
-    """Deletes trees. Files in `open_inos()` live on, sustained, until their last close."""
+    """Deletes trees. Files in `open_inos()` live on, sustained, until their last close.
+
+    `open_inos` may be replaced: it says what is open in this mount at that moment.
+    """
 
     def __init__(self, engine: Engine, open_inos: Callable[[], Container[Ino]] = tuple) -> None:
         self._engine = engine
-        self._open_inos = open_inos
+        self.open_inos = open_inos
         self._room = asyncio.Semaphore(ENTRIES_AT_ONCE)
 
     async def remove(self, parent: Ino, name: bytes, ino: Ino) -> bool:
@@ -92,7 +95,7 @@ class TreeReaper:
         """Delete one entry; the script asks if it finds another file than expected."""
         engine, inode = self._engine, expected
         while True:
-            opened = f" {inode} " if inode in self._open_inos() else " "
+            opened = f" {inode} " if inode in self.open_inos() else " "
             result = await engine.run(
                 "unlink", "0", parent, name, 0, engine.sid or "", "", opened, inode
             )
