@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE_S: Final = 300.0
 CONNECT_TIMEOUT_S: Final = 5.0
+LONGEST_PAUSE_S: Final = 1.0
+"""Between two attempts to connect: programs wait for the server's return, and see this."""
 
 _ELSEWHERE: Final = frozenset({"MOVED", "ASK", "READONLY", "MASTERDOWN"})
 """Replies of a server that is not, or no longer, the one to ask."""
@@ -170,7 +172,13 @@ class Connection:
     async def _connect(self) -> None:
         """Have a wire to the right server, and the old one's requests on it."""
         host = await self._find()
-        wire = await open_wire(self.url, host, CONNECT_TIMEOUT_S, self._lost)
+        try:
+            wire = await open_wire(self.url, host, CONNECT_TIMEOUT_S, self._lost)
+        except RedisError as error:
+            if self.url.kind is not Kind.STANDALONE or "cluster mode" not in str(error):
+                raise
+            self.url = self.url.as_cluster()
+            wire = await open_wire(self.url, host, CONNECT_TIMEOUT_S, self._lost)
         try:
             if self.url.kind is Kind.CLUSTER:
                 owner = await self._slot_owner(wire)
@@ -261,7 +269,7 @@ class Connection:
                         self.url.redacted(),
                         error,
                     )
-                await asyncio.sleep(self._pause_s(attempt))
+                await asyncio.sleep(min(self._pause_s(attempt), LONGEST_PAUSE_S))
                 attempt += 1
         self.reconnects += 1
         log.info(
@@ -371,7 +379,8 @@ def _refusal(url: MetaUrl, error: Exception) -> RefusedError:
     text = str(error)
     rule, mend = f"the metadata server cannot be reached ({text})", "start it, or mend the address"
     if isinstance(error, AuthenticationError) or any(
-        word in text for word in ("WRONGPASS", "NOAUTH", "NOPERM", "invalid password")
+        word in text
+        for word in ("WRONGPASS", "NOAUTH", "NOPERM", "username-password", "Authentication")
     ):
         rule, mend = f"the metadata server refuses us ({text})", "mend user and password"
     elif "DB index" in text or "SELECT is not allowed" in text:

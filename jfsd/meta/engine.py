@@ -252,6 +252,7 @@ class Engine:
         self._recorded.setdefault(op, set()).add(identity)
         if self.ack_source is None:
             self._mature(identity, UNANSWERED_DELAY_S, op)
+        self._arm()
         return await self.run(script, identity, *args)
 
     async def mutate_as(self, script: str, identity: str, *args: Argument) -> list[Reply]:
