@@ -396,12 +396,14 @@ class MemoryVfs:
         held = self.flocks.setdefault(fh, {})
         if lock_type == fcntl.F_UNLCK:
             held.pop(owner, None)
+            self.save()
             return
         while any(o != owner and fcntl.F_WRLCK in (t, lock_type) for o, t in held.items()):
             if not blocking:
                 fail(errno.EAGAIN)
             await asyncio.sleep(0.005)
         held[owner] = lock_type
+        self.save()
 
     def conflict(self, fh, owner, lock_type, start, end):
         for row in self.posix.get(fh, []):
@@ -425,6 +427,7 @@ class MemoryVfs:
             if row[3] > end:
                 rows.append((*row[:2], end + 1, *row[3:]))
         self.posix[fh] = rows
+        self.save()
 
     async def getlk(self, caller, fh, owner, lock_type, start, end, pid):
         row = self.conflict(fh, owner, lock_type, start, end)
@@ -444,6 +447,7 @@ class MemoryVfs:
         self.unlock(fh, owner, start, end)
         self.posix[fh].append((owner, lock_type, start, end, pid))
         self.fh_owners.setdefault(fh, set()).add(owner)
+        self.save()
 
 
 async def serve(fd, init_in, adopted, options):
@@ -451,9 +455,11 @@ async def serve(fd, init_in, adopted, options):
     from jfsd.fuse.session import Session, Terms
 
     terms = Terms(acls=options.get("acls", False), max_readahead_bytes=1 << 20)
-    session = Session(MemoryVfs(options), fd, init_in, adopted=adopted, terms=terms)
+    init_out = bytes.fromhex(options.get("init_out", ""))
+    session = Session(
+        MemoryVfs(options), fd, init_in, adopted=adopted, init_out=init_out, terms=terms
+    )
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, session.park)
     loop.add_signal_handler(signal.SIGUSR1, session.park)
     loop.add_signal_handler(signal.SIGUSR2, session.resume)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -100,3 +101,67 @@ class Served:
                 raise
         if not self.process.stdout.closed:
             self.process.stdout.close()
+
+
+_PROGRAM = """if 1:
+    import ctypes, errno, fcntl, json, mmap, os, signal, sys
+    class Interrupted(Exception): pass
+    def interrupted(*_): raise Interrupted
+    signal.signal(signal.SIGUSR1, interrupted)
+    names = globals()
+    for line in sys.stdin:
+        try:
+            try:
+                result = eval(json.loads(line), names)
+            except SyntaxError:
+                result = exec(json.loads(line), names)
+            print(json.dumps(["ok", repr(result)]), flush=True)
+        except OSError as error:
+            print(json.dumps(["errno", errno.errorcode[error.errno]]), flush=True)
+        except Interrupted:
+            print(json.dumps(["interrupted", None]), flush=True)
+"""
+
+
+class Program:
+    """A process that does with files what it is told, one line of Python at a time.
+
+    Tests that stop the server use it instead of files of their own: a new server would
+    inherit those for a moment, and wait for itself when it closes them.
+    """
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+        self.process.stdout.close()
+
+    def ask(self, code: str) -> None:
+        """Start a line of Python."""
+        self.process.stdin.write(json.dumps(code).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> object:
+        """Return its result, or the name of the errno with which it failed."""
+        kind, value = json.loads(self.process.stdout.readline())
+        return ast.literal_eval(value) if kind == "ok" else value or kind
+
+    def do(self, code: str) -> object:
+        """Carry out a line of Python."""
+        self.ask(code)
+        return self.answer()
+
+    def signal(self) -> None:
+        """Interrupt what it waits for."""
+        self.process.send_signal(signal.SIGUSR1)
