@@ -37,7 +37,6 @@ MAX_IDLE_S = 1.0
 
 _NEWER_OPEN = 3
 _TICK_S = 0.25
-_FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 30.0
 _WARM_IDLE_BYTES = 16 << 20
 
@@ -71,6 +70,7 @@ class Writer:
         *,
         max_uploads: int = 20,
         stall_timeout_s: float = 300.0,
+        retry_s: float = 1.0,
         on_commit: Callable[[Ino, Attr], None] | None = None,
         compact: Callable[[Ino, int, int], asyncio.Future[bool] | None] | None = None,
         journal: Journal | None = None,
@@ -84,6 +84,8 @@ class Writer:
             lists: The slice lists that readers of this mount use.
             max_uploads: Blocks uploaded at once.
             stall_timeout_s: How long a write waits for room before it fails with EIO.
+            retry_s: Pause before failed uploads and commits are repeated in the background;
+                it doubles up to 30 s until a commit succeeds.
             on_commit: Told the attributes of a file after each commit.
             compact: Told (ino, index, records) after each commit; returns a future that
                 ends when the chunk is short enough for more commits, or None.
@@ -103,7 +105,7 @@ class Writer:
         self._open: OrderedDict[int, PendingSlice] = OrderedDict()
         """Open slices by seq, the one touched longest ago first."""
         self._failing: dict[Ino, DirtyFile] = {}
-        self._retry_s = _FIRST_RETRY_S
+        self._first_retry_s = self._retry_s = retry_s
         self._retry_at_s = 0.0
         self._seq = 0
         self._uploader = Uploader(
@@ -427,7 +429,7 @@ class Writer:
         """Move a slice from the pending ones to the list, in one step for any reader."""
         self._lists.committed(file.ino, pending.index, pending.as_slice(), result.records)
         self._forget(file, pending)
-        self._retry_s = _FIRST_RETRY_S
+        self._retry_s = self._first_retry_s
         if self._on_commit is not None:
             self._on_commit(file.ino, result.attr)
         if self._compact is not None:

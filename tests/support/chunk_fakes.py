@@ -7,8 +7,15 @@ import errno
 import random
 from dataclasses import dataclass, field
 
-from jfsd.chunk.layout import SLICE_RECORD, decode_record
+from jfsd.chunk.arena import Arena
+from jfsd.chunk.blocks import BlockStore
+from jfsd.chunk.budget import Budget
+from jfsd.chunk.compact import Compactor
+from jfsd.chunk.layout import SLICE_RECORD, block_count, block_key, block_length, decode_record
+from jfsd.chunk.lists import SliceLists
 from jfsd.chunk.ports import SliceCommit
+from jfsd.chunk.reader import Reader
+from jfsd.chunk.writer import Writer
 from jfsd.object.base import ObjectInfo, ObjectMissingError, StoreError
 from jfsd.types import CHUNK_SIZE, Attr, NodeType, Slice
 
@@ -159,3 +166,112 @@ class FakeMeta:
             return None
         self.lists[ino, index] = [*old[:skipped], record, *chunk[len(old) :]]
         return [(each.id, each.size) for each in old[skipped:] if each.id]
+
+
+class Stack:
+    """The whole data path over a store and metadata of one's choice."""
+
+    def __init__(
+        self,
+        *,
+        store=None,
+        meta=None,
+        block_size=4096,
+        limit=1 << 20,
+        cache=None,
+        arena_fd=None,
+        max_uploads=4,
+        stall_timeout_s=10.0,
+        retry_s=1.0,
+        journal=None,
+        compacting=False,
+        max_readahead=1 << 16,
+        io_retries=3,
+        slots=1024,
+        **blocks,
+    ):
+        self.store = store or FakeStore()
+        self.meta = meta or FakeMeta()
+        self.budget = Budget(limit)
+        self.arena = Arena(self.budget, block_size, fd=arena_fd, slots=slots)
+        self.blocks = BlockStore(
+            self.store,
+            volume_name="vol",
+            block_size=block_size,
+            budget=self.budget,
+            cache=cache,
+            **blocks,
+        )
+        self.lists = SliceLists(self.meta)
+        self.compactor = Compactor(self.meta, self.blocks, self.lists)
+        self.commits = []
+        self.writer = Writer(
+            self.meta,
+            self.blocks,
+            self.arena,
+            self.lists,
+            max_uploads=max_uploads,
+            stall_timeout_s=stall_timeout_s,
+            retry_s=retry_s,
+            on_commit=lambda ino, attr: self.commits.append((ino, attr.length)),
+            compact=self.compactor.after_commit if compacting else None,
+            journal=journal,
+        )
+        self.reader = Reader(
+            self.blocks,
+            self.lists,
+            self.writer,
+            max_readahead=max_readahead,
+            io_retries=io_retries,
+            compact=self.compactor.schedule if compacting else None,
+        )
+
+    async def __aenter__(self):
+        await self.blocks.start()
+        self.writer.start()
+        return self
+
+    async def __aexit__(self, *exc):
+        await self.reader.close()
+        await self.writer.close()
+        await self.compactor.close()
+        await self.blocks.close()
+        self.arena.close()
+
+    def length(self, ino):
+        return max(self.meta.attr(ino).length, self.writer.dirty_length(ino))
+
+    async def read(self, ino, off, size, fh=1):
+        return bytes(await self.reader.read(ino, fh, off, size, self.length(ino)))
+
+    def stored(self, ino, start, length):
+        """A window of the file as another client sees it: from lists and objects only."""
+        out = bytearray(length)
+        for (each, index), records in self.meta.lists.items():
+            if each != ino:
+                continue
+            for record in records:
+                body = self.body(record.id, record.size) if record.id else bytes(record.len)
+                base = index * CHUNK_SIZE + record.pos - start
+                left, right = max(0, -base), min(record.len, length - base)
+                if left < right:
+                    off = record.off + left
+                    out[base + left : base + right] = body[off : off + right - left]
+        return bytes(out)
+
+    def body(self, slice_id, size):
+        step = self.blocks.block_size
+        return b"".join(
+            self.store.objects[block_key("vol", False, slice_id, j, block_length(size, j, step))]
+            for j in range(block_count(size, step))
+        )
+
+    def idle(self):
+        """Nothing is charged, pending or running."""
+        return (
+            self.budget.charged == 0
+            and self.arena.used_slots == 0
+            and not self.writer._files
+            and not self.writer._open
+            and self.writer._uploader.bytes == 0
+        )
