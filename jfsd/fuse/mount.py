@@ -192,7 +192,9 @@ def is_dead(place: str) -> bool:
     try:
         _, said = probe.communicate(timeout=_PROBE_S)
     except subprocess.TimeoutExpired:
-        probe.kill()  # it may hang in the kernel until the mount answers
+        probe.kill()
+        with suppress(subprocess.TimeoutExpired):  # it may hang in the kernel like any other
+            probe.communicate(timeout=1)
         return False
     return os.strerror(errno.ENOTCONN).encode() in said
 
