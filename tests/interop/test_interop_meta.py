@@ -233,6 +233,32 @@ async def test_quotas_agree(meta, mount, volume, juicefs) -> None:
     assert "| /q " in juicefs.quota("get", volume.meta_url, "--path", "/q")
 
 
+async def test_user_and_group_quotas_agree(meta, mount, volume, juicefs) -> None:
+    juicefs.quota("set", volume.meta_url, "--uid", "1000", "--capacity", "1", "--inodes", "5")
+    juicefs.quota("set", volume.meta_url, "--gid", "77", "--capacity", "1", "--inodes", "2")
+    meta.session.on_volume = meta.apply
+    await meta.session.beat()
+    top, _ = await meta.mknod(USER, 1, b"u", NodeType.DIRECTORY, 0o777)
+    for number in range(4):
+        file, _ = await meta.mknod(USER, top, b"f%d" % number, NodeType.FILE, 0o644)
+    for call in (
+        meta.mknod(USER, top, b"more", NodeType.FILE, 0o644),
+        meta.truncate(USER, file, 1 << 30, through_handle=True),
+    ):
+        with pytest.raises(OSError, match="quota"):
+            await call
+    await meta.truncate(USER, file, 10_000, through_handle=True)
+    await meta.setattr(ROOT, file, uid=1001, gid=77)
+    await meta.mknod(Caller(5, 77), top, b"g", NodeType.FILE, 0o644)
+    with pytest.raises(OSError, match="quota"):
+        await meta.mknod(Caller(5, 77), top, b"h", NodeType.FILE, 0o644)
+    await meta.mknod(USER, top, b"more", NodeType.FILE, 0o644)
+    for owner in (("--uid", "1000"), ("--uid", "1001"), ("--gid", "77"), ("--gid", "1000")):
+        report = juicefs.quota("check", volume.meta_url, *owner)
+        assert "<ERROR>" not in report, report
+        assert "inconsistent" not in report, report
+
+
 async def test_a_dead_reference_is_cleaned_up(
     meta, volume, juicefs, jobs, redis_server, meta_url_db
 ) -> None:
