@@ -83,8 +83,17 @@ Completion for bash: eval "$(_JFSD_COMPLETE=bash_source jfsd)"
 
 
 @click.group(cls=VerbGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-def jfsd() -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Log to stderr what a command does; debug adds tracebacks.",
+)
+def jfsd(log_level: str | None) -> None:
     """Root of the commands."""
+    if log_level is not None:
+        from jfsd import log  # noqa: PLC0415
+
+        log.configure(log_level)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -121,7 +130,7 @@ def _unforeseen(error: Exception) -> int:
         logging.getLogger(__name__).error("unforeseen", exc_info=error)
         return int(ExitCode.FAILURE)
     return _report(
-        f"{type(error).__name__}: {error}; unforeseen, --log-level debug shows where",
+        f"{type(error).__name__}: {error}; unforeseen, jfsd --log-level debug ... shows where",
         ExitCode.FAILURE,
     )
 

@@ -13,7 +13,9 @@ from jfsd.cli.options import flag_options, settings_of
 from jfsd.config.flags import MOUNT_FLAGS, Value
 from jfsd.config.fuseopts import check_allow_other
 from jfsd.config.settings import MountSettings
+from jfsd.errors import ExitCode, RefusedError
 
+CAP_SYS_ADMIN = 21
 FUSE_CONF = Path("/etc/fuse.conf")
 
 EPILOG = """\b
@@ -53,4 +55,21 @@ def _check_place(mountpoint: str, settings: MountSettings) -> str:
     if os.geteuid() != 0:
         text = FUSE_CONF.read_text(encoding="utf-8") if FUSE_CONF.exists() else ""
         check_allow_other(settings.fuse, os.geteuid(), text)
+    if not _may_mount():
+        raise RefusedError(
+            ExitCode.NO_PRIVILEGE,
+            place,
+            "may not be mounted on without the capability CAP_SYS_ADMIN",
+            "run as root, in a container with that capability",
+        )
     return place
+
+
+def _may_mount() -> bool:
+    """Return whether the kernel will let this process call mount(2)."""
+    for line in (
+        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ):
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
+    return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from jfsd import log
 from jfsd.config.credentials import check_complete, read_credentials
 from jfsd.config.volume import Volume
 from jfsd.errors import ExitCode, RefusedError
@@ -28,6 +30,9 @@ async def opened_meta(
         RefusedError: The URL is wrong (USAGE), or the server does not answer
             (META_UNREACHABLE).
     """
+    if not logging.getLogger().handlers:
+        # A command says one line; what it tries again meanwhile is for those who ask.
+        log.configure("error")
     connection = Connection(parse_meta_url(meta_url, environ), deadline_s=DEADLINE_S)
     await connection.open()
     try:

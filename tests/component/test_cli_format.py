@@ -1,15 +1,13 @@
 """`jfsd format` and `jfsd status` on real servers, and the reference beside them."""
 
 import json
-import os
-import stat
 import subprocess
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from support.clients import Storage
-from support.session import clean_env, free_ports
+from support.session import free_ports
 
 from jfsd.config.volume import Volume
 from jfsd.errors import ExitCode
@@ -345,17 +343,6 @@ def test_keys_come_from_files_too(make, redis_server, meta_db, tmp_path):
     assert make("--secret-key-file", str(tmp_path / "sk")).returncode == 0
     stored = Volume.parse(json.dumps(setting(redis_server, meta_db)).encode())
     assert stored.secret_key == "from-file"
-
-
-def test_a_user_without_a_directory_gets_one_at_home(jfsd, meta_url, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    tmp_path.chmod(0o755)
-    if os.geteuid() == 0:
-        pytest.skip("runs as root, whose default is outside the test's directory")
-    command = [jfsd.binary, "format", meta_url, "vol"]
-    subprocess.run(command, check=True, timeout=60, env=clean_env(HOME=str(home)))
-    assert stat.S_ISDIR((home / ".local/share/jfsd/objects/vol").stat().st_mode)
 
 
 def pem(key, passphrase=None):
