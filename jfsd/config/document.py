@@ -12,7 +12,7 @@ from jfsd.errors import ExitCode
 
 EXIT_CODES = {
     ExitCode.OK: "Done.",
-    ExitCode.FAILURE: "Something unforeseen; `jfsd --log-level debug COMMAND ...` shows a traceback.",
+    ExitCode.FAILURE: "Something unforeseen; `jfsd --log-level debug VERB ...` shows where.",
     ExitCode.USAGE: "An option, value or argument is wrong.",
     ExitCode.META_UNREACHABLE: "Redis does not answer, or refuses user, password or database.",
     ExitCode.VOLUME_MISSING: "The database holds no volume.",
