@@ -6,8 +6,8 @@ its library's exceptions to the ones below, so nothing foreign leaves this layer
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
-
 from typing import NamedTuple, Protocol
 
 from jfsd.errors import ExitCode, JfsdError
@@ -15,16 +15,39 @@ from jfsd.types import ReadableBuffer
 
 
 class StoreError(JfsdError):
-    """An object store failed; `retryable` says whether the same call may succeed later."""
+    """An object store failed; `retryable` says whether the same call may succeed later.
+
+    `errno` is what a file operation that needed the object fails with.
+    """
 
     exit_code = ExitCode.STORE_UNREACHABLE
     retryable = True
+    errno = errno.EIO
+
+    def __init__(self, message: str, *, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        if retryable is not None:
+            self.retryable = retryable
 
 
 class ObjectMissingError(StoreError):
     """No object has this key (errno ENOENT at the block layer)."""
 
     retryable = False
+    errno = errno.ENOENT
+
+
+class ObjectDamagedError(StoreError):
+    """The object is there and is not what was once stored; reading again gives the same."""
+
+    retryable = False
+
+
+class StoreFullError(StoreError):
+    """The store has no space left; waiting does not make any."""
+
+    retryable = False
+    errno = errno.ENOSPC
 
 
 class StoreRefusedError(StoreError):
@@ -56,6 +79,8 @@ class ObjectStore(Protocol):
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes of the object from `offset`, or all of it to its end.
 
+        Fewer bytes are returned where the object ends sooner.
+
         Raises:
             ObjectMissingError: No such object.
         """
@@ -63,7 +88,8 @@ class ObjectStore(Protocol):
     async def put(self, key: str, body: ReadableBuffer) -> None:
         """Store the object; when this returns it is durable and whole.
 
-        A kill leaves either no object or all of it, never a part under `key`.
+        A kill or a cancellation leaves either no object or all of it, never a part under
+        `key`. `body` must not change before this returns; after a cancellation it may.
         """
 
     async def delete(self, key: str) -> None:
