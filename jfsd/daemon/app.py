@@ -32,6 +32,7 @@ from jfsd.fuse import native
 from jfsd.fuse.session import Session, Terms
 from jfsd.meta.client import Meta
 from jfsd.meta.connection import Connection
+from jfsd.meta.engine import FencedError
 from jfsd.meta.jobs.housekeeping import Housekeeping
 from jfsd.meta.session import Session as MetaSession
 from jfsd.meta.session import SessionInfo
@@ -84,6 +85,7 @@ class _Server:
             session.on_volume = meta.apply
             vfs = Vfs(meta, path.writer, path.reader, _options(volume, self._settings, root))
             path.on_commit = vfs.committed
+            jobs.trees.open_inos = vfs.handles.open_inos
             stack.push_async_callback(self._flush, path)
             await self._serve(stack, vfs, volume, session, jobs)
         self._life.enter(Phase.ENDED)
@@ -187,9 +189,9 @@ class _Server:
             log.info("%s is ready at %s", volume.name, self._mountpoint)
 
         stack.callback(unregister, self._mountpoint)
-        helpers = [asyncio.create_task(self._beat(session, stopper), name="heartbeat")]
+        helpers = [asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat")]
         if not (settings.read_only or settings.no_bgjob):
-            helpers.append(asyncio.create_task(jobs.run(), name="jobs"))
+            helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
         try:
             await kernel.serve(ready)
         finally:
@@ -208,10 +210,18 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 
-    async def _beat(self, session: MetaSession, stopper: Stopper) -> None:
-        """Keep the session alive; a volume that is gone, or another, ends the mount."""
+    async def _beat(self, session: MetaSession, stopper: Stopper, kernel: Session) -> None:
+        """Keep the session alive.
+
+        A volume that is gone, or another, ends the mount; a newer server of this mount
+        ends this process and leaves the mount to it.
+        """
         try:
             await session.run()
+        except FencedError as error:
+            log.error("this server ends: %s", error)  # noqa: TRY400
+            self._failure = JfsdError(str(error))
+            kernel.stop()
         except RefusedError as error:
             log.error("the mount ends: %s", error)  # noqa: TRY400 - the error is the message
             self._failure = error
@@ -250,6 +260,14 @@ async def _find_root(meta: Meta, settings: MountSettings) -> Ino:
         if attr.type is not NodeType.DIRECTORY:
             raise _no_subdir(settings.subdir, "is not a directory")
     return ino
+
+
+async def _run_jobs(jobs: Housekeeping) -> None:
+    """Run the background jobs; one that is fenced stops them, and the heartbeat the server."""
+    try:
+        await jobs.run()
+    except* FencedError as group:
+        log.warning("background jobs stop: %s", group.exceptions[0])
 
 
 def _no_subdir(path: str, rule: str) -> RefusedError:
