@@ -118,7 +118,11 @@ class Session:
 
         self._workers = Workers(self._fd, ready)
         pyfuse3.trio = self._workers  # type: ignore[attr-defined]
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            os.close(self._fd)
+            raise
         try:
             await pyfuse3.main(min_tasks=IDLE_WORKERS, max_tasks=MAX_REQUESTS)
         finally:

@@ -1,0 +1,183 @@
+"""The workers' loop, with a socket in place of the kernel and a small stand-in for pyfuse3."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+import uvloop
+
+from jfsd.fuse.loop import ClosedResourceError, Workers
+
+
+class Bench:
+    """Reads one byte per request, as pyfuse3 reads one request; answers after `gate`."""
+
+    def __init__(self):
+        self.kernel, self.ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.kernel.setblocking(False)
+        self.ours.setblocking(False)
+        self.ready = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answered = []
+        self.spurious = 0
+        self.init_seen = False
+        self.workers = Workers(self.ours.fileno(), self._on_ready)
+
+    def _on_ready(self):
+        self.ready += 1
+
+    async def worker(self, fail=None):
+        workers = self.workers
+        while True:
+            try:
+                async with workers.Lock():
+                    await workers.lowlevel.wait_readable(self.ours.fileno())
+            except ClosedResourceError:
+                return
+            if not self.init_seen:
+                self.init_seen = True
+                workers.start_soon(self.worker, name="second")
+                continue
+            try:
+                request = self.ours.recv(10)
+            except BlockingIOError:
+                self.spurious += 1
+                continue
+            if request == b"die":
+                raise OSError(5, "die")
+            if not workers._idle:
+                workers.start_soon(self.worker, name="more")
+            await self.gate.wait()
+            self.answered.append(request)
+
+    async def main(self):
+        async with self.workers.open_nursery() as nursery:
+            nursery.start_soon(self.worker, name="first")
+
+    def close(self):
+        self.kernel.close()
+        self.ours.close()
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def running():
+    bench = Bench()
+    main = asyncio.create_task(bench.main())
+    await settle()
+    try:
+        yield bench, main
+    finally:
+        bench.gate.set()
+        bench.workers.close()
+        with contextlib.suppress(OSError):
+            await main
+        bench.close()
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def on(request):
+    def run(test):
+        loop = request.param()
+        try:
+            return loop.run_until_complete(asyncio.wait_for(test(), 10))
+        finally:
+            loop.close()
+
+    return run
+
+
+def test_init_needs_no_readiness_and_is_reported_once(on):
+    async def test():
+        async with running() as (bench, _):
+            assert bench.init_seen
+            assert bench.ready == 1
+            assert repr(bench.workers) == "<Workers serving busy=0 idle=2>"
+
+    on(test)
+
+
+def test_every_request_is_read_once(on):
+    async def test():
+        async with running() as (bench, _):
+            for i in range(50):
+                bench.kernel.send(b"%d" % i)
+            while len(bench.answered) < 50:
+                await asyncio.sleep(0)
+            assert sorted(bench.answered, key=int) == [b"%d" % i for i in range(50)]
+            assert bench.spurious == 0
+
+    on(test)
+
+
+def test_slow_requests_do_not_keep_others_from_being_read(on):
+    async def test():
+        async with running() as (bench, _):
+            bench.gate.clear()
+            for i in range(100):
+                bench.kernel.send(b"%d" % i)
+            while bench.workers.busy < 100:
+                await asyncio.sleep(0)
+            assert bench.answered == []
+            bench.gate.set()
+            await settle()
+            assert len(bench.answered) == 100
+            assert bench.workers.busy == 0
+
+    on(test)
+
+
+def test_parked_it_reads_nothing_and_finishes_what_it_has(on):
+    async def test():
+        async with running() as (bench, main):
+            bench.gate.clear()
+            bench.kernel.send(b"1")
+            await settle()
+            bench.workers.park()
+            bench.kernel.send(b"2")
+            done = asyncio.create_task(bench.workers.answered())
+            await settle()
+            assert not done.done()
+            bench.gate.set()
+            await done
+            assert bench.answered == [b"1"]
+            assert repr(bench.workers).startswith("<Workers parked busy=0")
+            bench.workers.resume()
+            await settle()
+            assert bench.answered == [b"1", b"2"]
+            bench.workers.close()
+            await main
+
+    on(test)
+
+
+def test_a_worker_that_fails_ends_the_others_and_is_heard_of(on):
+    async def test():
+        async with running() as (bench, main):
+            bench.kernel.send(b"die")
+            with pytest.raises(OSError, match="die"):
+                await main
+
+    on(test)
+
+
+def test_cancelled_while_idle_or_granted_it_goes_on(on):
+    async def test():
+        async with running() as (bench, _):
+            task = next(iter(bench.workers._tasks))
+            task.cancel()
+            await settle()
+            assert repr(bench.workers) == "<Workers serving busy=0 idle=1>"
+            bench.kernel.send(b"1")
+            await settle()
+            assert bench.answered == [b"1"]
+
+    on(test)
