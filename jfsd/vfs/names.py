@@ -173,6 +173,9 @@ class NameOps(Core):
         """Add another name for a file."""
         self.check_new_name(parent, name)
         attr = await self.meta.link(caller, ino, self.volume_ino(parent), name)
+        inode = self.handles.find(ino)
+        if inode is not None:
+            inode.sustained = False  # a file without a name (O_TMPFILE) has one now
         return Node(ino, await self.shown(ino, attr))
 
     async def readlink(self, ino: Ino) -> bytes:
