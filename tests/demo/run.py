@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 JFSD = Path(sys.executable).with_name("jfsd")
 SOURCES = ("/usr/share", "/usr/lib/python3", "/usr/include", "/usr/lib")
 START_LIMIT_S = 30
-WORK_LIMIT_S = 300
+WORK_LIMIT_S = 900
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
