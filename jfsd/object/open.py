@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.object.base import ObjectMissingError, ObjectStore
 from jfsd.object.limit import LimitedStore, RateLimit, mbps
 from jfsd.object.local import LocalStore
 from jfsd.object.retry import RetryingStore, RetryPolicy
+from jfsd.object.s3 import Credentials, S3Store
+from jfsd.object.s3url import parse_minio, parse_s3
 from jfsd.object.shards import ShardedStore, shard_buckets
 
+STORAGES = ("file", "s3", "minio")
 UUID_OBJECT = "juicefs_uuid"
+_MAX_THREADS = 32
 
 
 def open_store(
@@ -31,22 +38,28 @@ def open_store(
     max_downloads: int = 200,
     upload_limit_mbps: float = 0,
     download_limit_mbps: float = 0,
+    environ: Mapping[str, str] = os.environ,
 ) -> ObjectStore:
     """Return the store of a volume; nothing is connected before the first call.
 
-    From the outside in: encryption (once, whatever is repeated below), retries, limits
-    of bandwidth (each attempt pays), shards, the store itself.
+    From the outside in: encryption (once, whatever is repeated below), limits of bandwidth
+    (their wait is no part of a timeout), retries, shards, the store itself.
 
     Raises:
         RefusedError: A storage that is not implemented, a bucket or key that does not parse.
     """
-    stores = [_open_one(storage, each) for each in shard_buckets(bucket, shards)]
+    credentials = Credentials(access_key, secret_key, session_token)
+    connections = max_uploads + max_downloads
+    timeout_s = max(get_timeout_s, put_timeout_s)
+    stores = [
+        _open_one(storage.lower(), each, credentials, connections, timeout_s, environ)
+        for each in shard_buckets(bucket, shards)
+    ]
     store: ObjectStore = stores[0] if len(stores) == 1 else ShardedStore(stores)
-    if upload_limit_mbps or download_limit_mbps:
-        upload, download = mbps(upload_limit_mbps), mbps(download_limit_mbps)
-        store = LimitedStore(store, RateLimit(upload), RateLimit(download))
     policy = RetryPolicy(io_retries, retry_deadline_s, get_timeout_s, put_timeout_s)
     store = RetryingStore(store, policy)
+    upload, download = mbps(upload_limit_mbps), mbps(download_limit_mbps)
+    store = LimitedStore(store, RateLimit(upload), RateLimit(download))
     if encrypt_key:
         from jfsd.object.encrypt import EncryptedStore  # noqa: PLC0415 - not every volume
         from jfsd.object.envelope import Envelope  # noqa: PLC0415
@@ -55,36 +68,94 @@ def open_store(
     return store
 
 
+def retune(
+    store: ObjectStore,
+    *,
+    get_timeout_s: float,
+    put_timeout_s: float,
+    io_retries: int | None,
+    retry_deadline_s: float = 120.0,
+    upload_limit_mbps: float,
+    download_limit_mbps: float,
+) -> None:
+    """Change what can change while the store of `open_store` is used; calls under way obey."""
+    layer: object = store
+    while layer is not None:
+        if isinstance(layer, LimitedStore):
+            layer.upload.rate = mbps(upload_limit_mbps)
+            layer.download.rate = mbps(download_limit_mbps)
+        elif isinstance(layer, RetryingStore):
+            policy = layer.policy
+            policy.retries, policy.deadline_s = io_retries, retry_deadline_s
+            policy.get_timeout_s, policy.put_timeout_s = get_timeout_s, put_timeout_s
+        layer = getattr(layer, "inner", None)
+
+
 async def write_uuid(store: ObjectStore, volume_name: str, uuid: str) -> None:
     """Mark the bucket as that of the volume."""
     await store.put(f"{volume_name}/{UUID_OBJECT}", uuid.encode())
 
 
-async def check_volume(store: ObjectStore, volume_name: str, uuid: str) -> None:
-    """Return if the bucket is the volume's, or does not say whose it is.
+async def check_volume(store: ObjectStore, volume_name: str, uuid: str) -> bool:
+    """Return True if the bucket is the volume's, False if it does not say whose it is.
 
     Raises:
         RefusedError: It belongs to another volume (STORE_REFUSED).
+        StoreRefusedError: The mark may not be read.
+        ObjectDamagedError: The mark is encrypted with another key.
     """
     try:
         found = (await store.get(f"{volume_name}/{UUID_OBJECT}")).decode("ascii", "replace").strip()
     except ObjectMissingError:
-        return
+        return False
     if found != uuid:
         raise RefusedError(
             ExitCode.STORE_REFUSED,
             f"{volume_name}/{UUID_OBJECT} {found[:40]!r}",
             f"the bucket belongs to another volume, this one is {uuid}",
-            "correct the bucket with `juicefs config`, or mount the volume it belongs to",
+            "correct the volume's bucket, or mount the volume that it belongs to",
         )
+    return True
 
 
-def _open_one(storage: str, bucket: str) -> ObjectStore:
+def _open_one(
+    storage: str,
+    bucket: str,
+    credentials: Credentials,
+    connections: int,
+    timeout_s: float,
+    environ: Mapping[str, str],
+) -> ObjectStore:
     if storage == "file":
-        return LocalStore(bucket)
-    raise RefusedError(
-        ExitCode.VOLUME_UNSUPPORTED,
-        f"storage {storage!r}",
-        "is not one of file, s3, minio",
-        "use a client that implements it",
-    )
+        return _open_directory(bucket, connections)
+    if storage == "s3":
+        place = parse_s3(bucket, environ)
+    elif storage == "minio":
+        place = parse_minio(bucket, environ)
+        credentials = _minio_credentials(credentials, environ)
+    else:
+        raise RefusedError(
+            ExitCode.VOLUME_UNSUPPORTED,
+            f"storage {storage!r}",
+            f"jfsd knows {', '.join(STORAGES)}",
+            "use juicefs for this volume",
+        )
+    return S3Store(place, credentials, connections=connections, timeout_s=timeout_s)
+
+
+def _open_directory(bucket: str, connections: int) -> LocalStore:
+    if not bucket.startswith("/"):
+        raise RefusedError(
+            ExitCode.USAGE,
+            f"bucket {bucket!r}",
+            "with storage file it must be an absolute directory",
+            "begin it with /",
+        )
+    return LocalStore(bucket, threads=min(connections, _MAX_THREADS))
+
+
+def _minio_credentials(given: Credentials, environ: Mapping[str, str]) -> Credentials:
+    if given.access_key:
+        return given
+    access_key = environ.get("MINIO_ACCESS_KEY", "")
+    return Credentials(access_key, environ.get("MINIO_SECRET_KEY", ""), given.session_token)
