@@ -273,6 +273,7 @@ async def test_databases_are_equal(new_volume, redis_server, juicefs, trash) -> 
     for _ in range(2):
         volume = new_volume("file", "--trash-days", trash, by=juicefs)
         volumes.append(volume)
+        juicefs.quota("set", volume.meta_url, "--path", "/", "--inodes", "1000000")
         db = int(volume.meta_url.rpartition("=")[2])
         with redis_server.client(db) as client:
             if len(volumes) == 1:
@@ -294,4 +295,6 @@ async def test_databases_are_equal(new_volume, redis_server, juicefs, trash) -> 
         if theirs.get(key) != ours.get(key)
     ]
     assert not different, "\n".join(different)
+    for volume in volumes:
+        juicefs.quota("check", volume.meta_url, "--path", "/")
     juicefs.dump(volumes[1].meta_url)
