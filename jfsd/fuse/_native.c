@@ -44,6 +44,7 @@
 #define ROOM (MAX_WRITE + 4096)  /* the kernel wants payload and headers in one read */
 #define ROOMS 4                  /* receive buffers kept warm */
 #define COPY_MAX (64u << 10)     /* longer payloads are lent, not copied */
+#define ANSWERED_MAX (1 << 17)   /* more than two seconds bring */
 
 #if FUSE_MAKE_VERSION(FUSE_MAJOR_VERSION, FUSE_MINOR_VERSION) >= FUSE_MAKE_VERSION(3, 17)
 #define VERSIONED 1
@@ -251,8 +252,13 @@ static void keep_init(struct iovec *iov, int count)
 	}
 }
 
+/* Who has recorded results asks for answered numbers every two seconds. If nobody has asked for
+ * that long, nobody has recorded any, and the older half is of no use. */
 static void note_answered(uint64_t unique)
 {
+	if (PyList_GET_SIZE(state.answered) >= ANSWERED_MAX &&
+	    PyList_SetSlice(state.answered, 0, ANSWERED_MAX / 2, NULL) < 0)
+		PyErr_WriteUnraisable(state.answered);
 	if (PySet_GET_SIZE(state.watched) == 0)
 		return;
 	PyObject *number = PyLong_FromUnsignedLongLong(unique);

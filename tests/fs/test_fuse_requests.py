@@ -293,6 +293,43 @@ def test_a_file_without_a_name(path):
     assert (path / "named").read_bytes() == b"nameless"
 
 
+class FileHandle(ctypes.Structure):
+    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128))
+
+
+def handle_of(path):
+    handle, mount_id = FileHandle(size=128), ctypes.c_int()
+    args = (-100, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount_id), 0)
+    assert _libc.name_to_handle_at(*args) == 0
+    return handle
+
+
+def open_by_handle(mount_fd, handle):
+    fd = _libc.open_by_handle_at(mount_fd, ctypes.byref(handle), os.O_RDONLY)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "open_by_handle_at")
+    return fd
+
+
+def test_handles_of_the_file_system_outlive_a_mount(bed):
+    state = str(bed.root / "handles")
+    with Served(bed, state=state) as served:
+        (served.path / "d" / "e").mkdir(parents=True)
+        (served.path / "d" / "e" / "f").write_bytes(b"found")
+        file, directory = handle_of(served.path / "d/e/f"), handle_of(served.path / "d/e")
+    with Served(bed, state=state) as served:
+        root = os.open(served.path, os.O_RDONLY)
+        try:
+            fd = open_by_handle(root, file)
+            assert os.read(fd, 100) == b"found"
+            os.close(fd)
+            fd = open_by_handle(root, directory)
+            assert os.readlink(f"/proc/self/fd/{fd}") == str(served.path / "d/e")
+            os.close(fd)
+        finally:
+            os.close(root)
+
+
 # -- extended attributes ------------------------------------------------------------------------
 
 
@@ -327,7 +364,7 @@ def test_a_bug_of_ours_is_eio_and_nothing_else(bed):
 def test_the_server_ends_when_the_mount_does(bed):
     with Served(bed) as served:
         mounting.umount(str(served.path))
-        assert served.said() == {"ended": True, "in_flight": 0}
+        assert served.said() == {"ended": True, "in_flight": 0, "answered": 0}
         assert served.gone() == 0
 
 
@@ -377,5 +414,29 @@ def test_a_server_that_stops_answers_what_it_has_read(bed):
             time.sleep(0.2)
             served.signal(signal.SIGTERM)
             assert maker.wait(5) == 0
-        assert served.said() == {"ended": False, "in_flight": 0}
+        assert served.said() == {"ended": False, "in_flight": 0, "answered": 1}
         assert served.gone() == 0
+
+
+@pytest.mark.slow
+def test_answers_that_nobody_asks_for_are_bounded(bed):
+    program = """if 1:
+        import os, sys
+        for _ in range(50000):
+            os.close(os.open(sys.argv[1], os.O_RDONLY))  # OPEN, FLUSH, RELEASE
+    """
+    with Served(bed, uvloop=True, timeout_s=60.0, log="") as served:
+        (served.path / "f").touch()
+        subprocess.run([sys.executable, "-c", program, served.path / "f"], check=True)
+        mounting.umount(str(served.path))
+        assert 65536 <= served.said()["answered"] <= 131072
+
+
+def test_answered_requests_are_told(bed):
+    with Served(bed) as served:
+        (served.path / "d").mkdir()
+        with pytest.raises(FileExistsError):
+            os.mkdir(served.path / "d")  # the kernel knows: no request
+        os.rmdir(served.path / "d")
+        mounting.umount(str(served.path))
+        assert served.said()["answered"] == 2

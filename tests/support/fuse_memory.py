@@ -478,7 +478,12 @@ async def serve(fd, init_in, adopted, options):
     await session.serve(ready)
     for task in tasks:
         await task
-    print(json.dumps({"ended": native.ended(), "in_flight": session.in_flight}), flush=True)
+    told = {
+        "ended": native.ended(),
+        "in_flight": session.in_flight,
+        "answered": len(native.take_answered()),
+    }
+    print(json.dumps(told), flush=True)
 
 
 def main():
