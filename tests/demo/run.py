@@ -155,7 +155,9 @@ class Run:
         """Run a verb of the load in a child; a mount that hangs is aborted at the time limit."""
         command = [sys.executable, HERE / "load.py", verb, *arguments]
         paths = ["--manifest", self.root / "manifest.json", "--target", self.mountpoint / "tree"]
-        child = subprocess.Popen([*command, *paths], stdout=subprocess.PIPE, cwd=self.root)
+        child = subprocess.Popen(
+            [*command, *paths], stdout=subprocess.PIPE, cwd=self.root, start_new_session=True
+        )
         try:
             output, _ = child.communicate(timeout=WORK_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -272,7 +274,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=12_000, help="at most so many files")
     parser.add_argument("--large-mib", type=int, default=384, help="MiB in a few large files")
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, stop)
     print("jfsd: real work on a volume of its own", flush=True)
     run = Run(options.files, options.large_mib)
@@ -284,9 +286,12 @@ def main() -> int:
             run.show_logs()
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
+        except SystemExit:
             print("interrupted; cleaning up", file=sys.stderr)
-            return 130
+            raise
+        finally:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         run.report()
     print("OK: every file was read back as it was written, warm and cold", flush=True)
     return 0
