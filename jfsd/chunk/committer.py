@@ -38,24 +38,25 @@ class Committer:
         self._on_refused = on_refused
         self._on_failed = on_failed
         self._tasks = TaskSet("commit")
+        self._running = 0
         self._ready: deque[DirtyFile] = deque()
 
     def advance(self, file: DirtyFile) -> None:
         """Start the commits of `file` that may start now."""
         while self._may_start(file):
-            if len(self._tasks) >= _MAX_AT_ONCE:
+            if self._running >= _MAX_AT_ONCE:
                 if file not in self._ready:
                     self._ready.append(file)
                 return
             pending = file.queue.popleft()
             file.committing.append(pending)
-            self._tasks.start(self._commit(file, pending))
+            self._start(file, pending)
 
     def retry(self, file: DirtyFile) -> None:
         """Repeat the commits of `file` that have failed; they keep their slice ids."""
         again, file.retry = file.retry, []
         for pending in again:
-            self._tasks.start(self._commit(file, pending))
+            self._start(file, pending)
 
     async def close(self) -> None:
         """Stop; what is not committed by now stays pending."""
@@ -74,6 +75,19 @@ class Committer:
             for before in file.committing
         )
 
+    def _start(self, file: DirtyFile, pending: PendingSlice) -> None:
+        self._running += 1
+        self._tasks.start(self._run(file, pending))
+
+    async def _run(self, file: DirtyFile, pending: PendingSlice) -> None:
+        try:
+            await self._commit(file, pending)
+        finally:
+            self._running -= 1
+        self.advance(file)
+        while self._ready and self._running < _MAX_AT_ONCE:
+            self.advance(self._ready.popleft())
+
     async def _commit(self, file: DirtyFile, pending: PendingSlice) -> None:
         file.mtime_ns = max(file.mtime_ns, pending.mtime_ns)
         try:
@@ -91,9 +105,3 @@ class Committer:
             file.committing.remove(pending)
             file.length = result.attr.length
             self._on_done(file, pending, result)
-        self._next(file)
-
-    def _next(self, file: DirtyFile) -> None:
-        self.advance(file)
-        while self._ready and len(self._tasks) < _MAX_AT_ONCE:
-            self.advance(self._ready.popleft())

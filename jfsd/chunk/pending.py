@@ -239,6 +239,11 @@ class DirtyFile:
             return self.queue[-1].seq
         return max(pending.seq for pending in self.committing)
 
+    def add(self, pending: PendingSlice) -> None:
+        """Append a slice, the newest one."""
+        self.queue.append(pending)
+        self.chunks.setdefault(pending.index, []).append(pending)
+
     def each(self) -> list[PendingSlice]:
         """Return all pending slices."""
         return [*self.committing, *self.queue]

@@ -43,6 +43,7 @@ class Uploader:
         self._on_failed = on_failed
         self._queue: deque[tuple[PendingSlice, int]] = deque()
         self._workers = TaskSet("upload")
+        self._running = 0
         self._naming = asyncio.Lock()
 
     def send(self, pending: PendingSlice, block: int) -> None:
@@ -63,14 +64,21 @@ class Uploader:
     def _enqueue(self, pending: PendingSlice, block: int) -> None:
         self.bytes += self._length(pending, block)
         self._queue.append((pending, block))
-        if len(self._workers) < self.max_uploads:
-            self._workers.start(self._work())
+        if self._running < self.max_uploads:
+            self._running += 1
+            self._workers.start(self._run())
 
     def _length(self, pending: PendingSlice, block: int) -> int:
         return min(self._arena.slot_bytes, pending.length - block * self._arena.slot_bytes)
 
+    async def _run(self) -> None:
+        try:
+            await self._work()
+        finally:
+            self._running -= 1  # in the step that saw the queue empty, so nothing is left there
+
     async def _work(self) -> None:
-        while self._queue and len(self._workers) <= self.max_uploads:
+        while self._queue and self._running <= self.max_uploads:
             pending, block = self._queue.popleft()
             length = self._length(pending, block)
             try:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from jfsd import clock
@@ -24,18 +24,13 @@ from jfsd.chunk.pending import (
     SliceRecord,
 )
 from jfsd.chunk.ports import ChunkMeta, SliceCommit
+from jfsd.chunk.slicing import Slicer
 from jfsd.chunk.tasks import TaskSet
 from jfsd.chunk.uploader import Uploader
 from jfsd.types import CHUNK_SIZE, Attr, Ino, ReadableBuffer
 
 log = logging.getLogger(__name__)
 
-MAX_AGE_S = 5.0
-"""An open slice is frozen this long after its first write …"""
-MAX_IDLE_S = 1.0
-"""… or this long after its last one (format.md §9.13)."""
-
-_NEWER_OPEN = 3
 _TICK_S = 0.25
 _LAST_RETRY_S = 30.0
 _WARM_IDLE_BYTES = 16 << 20
@@ -102,12 +97,9 @@ class Writer:
         self._journal: Journal = journal or NoJournal()
         self._block_size = arena.slot_bytes
         self._files: dict[Ino, DirtyFile] = {}
-        self._open: OrderedDict[int, PendingSlice] = OrderedDict()
-        """Open slices by seq, the one touched longest ago first."""
         self._failing: dict[Ino, DirtyFile] = {}
         self._first_retry_s = self._retry_s = retry_s
         self._retry_at_s = 0.0
-        self._seq = 0
         self._uploader = Uploader(
             meta,
             blocks,
@@ -117,6 +109,7 @@ class Writer:
             on_stored=self._stored,
             on_failed=self._upload_failed,
         )
+        self._slicer = Slicer(arena, self._journal, self._uploader.send, self._frozen)
         self._committer = Committer(
             meta,
             on_done=self._committed,
@@ -175,7 +168,7 @@ class Writer:
         if file.pending:
             for pending in file.each():
                 if not pending.frozen:
-                    self._freeze(pending)
+                    self._slicer.freeze(pending)
             self._retry(file)
             if file.pending:
                 await self._wait(file)
@@ -272,9 +265,9 @@ class Writer:
                     rest = pending.length - block * self._block_size
                     self._arena.claim(slot, min(rest, self._block_size))
             self._budget.charge(SLICE_COST_BYTES)
-            self._seq = max(self._seq, record.seq)
+            self._slicer.seq = max(self._slicer.seq, record.seq)
             file = self._file(record.ino)
-            self._enlist(file, pending)
+            file.add(pending)
             file.end = max(file.end, pending.end)
             file.touched_ns = max(file.touched_ns, pending.mtime_ns)
         self._arena.sweep()
@@ -288,7 +281,7 @@ class Writer:
                 self._journal.on_freeze(pending)
             self._committer.advance(file)
 
-    # -- writing into slices; nothing below waits
+    # -- into slices
 
     async def _write(self, ino: Ino, off: int, data: ReadableBuffer) -> None:
         size = len(data)
@@ -301,18 +294,7 @@ class Writer:
             await self._wait_for_room(ino, cost)
         spent = 0
         try:
-            file = self._file(ino)
-            done = 0
-            while done < size:
-                index, pos = divmod(off + done, CHUNK_SIZE)
-                part = min(size - done, CHUNK_SIZE - pos)
-                pending = self._writable(file, index, pos, part)
-                if pending is None:
-                    pending = self._open_slice(file, index, pos)
-                    spent += SLICE_COST_BYTES
-                spent += self._copy(pending, pos - pending.pos, data, done, part)
-                self._written(file, pending)
-                done += part
+            spent = self._slicer.place(self._file(ino), off, data)
         finally:
             self._budget.give(cost - spent)
         if self._budget.charged > self._budget.limit * 3 // 4:
@@ -332,80 +314,9 @@ class Writer:
             file = self._files[ino] = DirtyFile(ino)
         return file
 
-    def _writable(self, file: DirtyFile, index: int, pos: int, size: int) -> PendingSlice | None:
-        """Return the newest open slice that may take the write without changing its order."""
-        for newer, pending in enumerate(reversed(file.chunks.get(index, ()))):
-            if newer > _NEWER_OPEN:
-                if not pending.frozen:
-                    self._freeze(pending)
-                return None
-            if not pending.frozen and (
-                pending.pos + pending.sent * self._block_size <= pos <= pending.stop
-            ):
-                return pending
-            if pending.overlaps(pos, pos + size):
-                return None
-        return None
-
-    def _open_slice(self, file: DirtyFile, index: int, pos: int) -> PendingSlice:
-        self._seq += 1
-        pending = PendingSlice(self._seq, file.ino, index, pos, clock.monotonic_s())
-        self._enlist(file, pending)
-        self._open[pending.seq] = pending
-        self._journal.on_slice_open(pending)
-        return pending
-
-    def _enlist(self, file: DirtyFile, pending: PendingSlice) -> None:
-        file.queue.append(pending)
-        file.chunks.setdefault(pending.index, []).append(pending)
-
-    def _copy(
-        self, pending: PendingSlice, at: int, data: ReadableBuffer, start: int, size: int
-    ) -> int:
-        """Copy data[start : start + size] to `at` in the slice; return the bytes charged."""
-        spent = 0
-        arena, block_size, slots = self._arena, self._block_size, pending.slots
-        stop = start + size
-        if size != len(data) or at % block_size + size > block_size:
-            data = memoryview(data)
-        while start < stop:
-            block, begin = divmod(at, block_size)
-            part = min(stop - start, block_size - begin)
-            if block == len(slots):
-                slots.append(arena.alloc(filled=block > 0 or part * 4 >= block_size))
-            slot = slots[block]
-            spent += arena.grow(slot, begin + part)
-            base = slot * block_size + begin
-            whole = part == len(data)
-            arena.memory[base : base + part] = data if whole else data[start : start + part]
-            start += part
-            at += part
-        pending.length = max(pending.length, at)
-        return spent
-
-    def _written(self, file: DirtyFile, pending: PendingSlice) -> None:
-        now_s = clock.monotonic_s()
-        pending.touched_s = now_s
-        pending.mtime_ns = clock.now_ns()
-        file.end = max(file.end, pending.end)
-        file.touched_ns = pending.mtime_ns
-        self._open.move_to_end(pending.seq)
-        self._journal.on_write(pending)
-        while (pending.sent + 1) * self._block_size <= pending.length:
-            pending.sent += 1
-            self._uploader.send(pending, pending.sent - 1)
-        if pending.stop == CHUNK_SIZE or now_s - pending.started_s > MAX_AGE_S:
-            self._freeze(pending)
-
     # -- on the way home
 
-    def _freeze(self, pending: PendingSlice) -> None:
-        pending.frozen = True
-        del self._open[pending.seq]
-        while pending.sent < len(pending.slots):
-            pending.sent += 1
-            self._uploader.send(pending, pending.sent - 1)
-        self._journal.on_freeze(pending)
+    def _frozen(self, pending: PendingSlice) -> None:
         if pending.left == 0:
             self._committer.advance(self._files[pending.ino])
 
@@ -413,8 +324,8 @@ class Writer:
         """Freeze slices, those idle longest first, until enough memory will come free."""
         high = self._budget.limit * 3 // 4
         wanted = max(self._budget.wanted, self._budget.charged - high)
-        while self._open and self._uploader.bytes < wanted:
-            self._freeze(next(iter(self._open.values())))
+        while self._uploader.bytes < wanted and (idlest := self._slicer.idlest) is not None:
+            self._slicer.freeze(idlest)
 
     def _stored(self, pending: PendingSlice) -> None:
         """Go on with a slice of which one more block is stored, or freed if it was dropped."""
@@ -499,10 +410,7 @@ class Writer:
                 file.queue.append(pending)
 
     def _drop(self, file: DirtyFile, pending: PendingSlice) -> None:
-        pending.dropped = True
-        if not pending.frozen:
-            pending.frozen = True
-            del self._open[pending.seq]
+        self._slicer.give_up(pending)
         self._remove(file, pending)
         for block in range(len(pending.slots)):
             if block >= pending.sent or block in pending.stalled:
@@ -541,7 +449,7 @@ class Writer:
     def _settle(self, file: DirtyFile) -> None:
         """Wake those whose slices are home; forget a file of which nothing is left."""
         if file.waiters:
-            oldest = file.oldest if file.pending else self._seq + 1
+            oldest = file.oldest if file.pending else self._slicer.seq + 1
             still = []
             for target, future in file.waiters:
                 if target >= oldest:
@@ -585,11 +493,7 @@ class Writer:
         while True:
             await asyncio.sleep(_TICK_S)
             now_s = clock.monotonic_s()
-            while self._open:
-                oldest = next(iter(self._open.values()))
-                if now_s - oldest.touched_s < MAX_IDLE_S:
-                    break
-                self._freeze(oldest)
+            self._slicer.freeze_idle()
             if self._failing and now_s >= self._retry_at_s:
                 self._retry_at_s = now_s + self._retry_s
                 for file in list(self._failing.values()):

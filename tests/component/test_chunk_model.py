@@ -64,6 +64,11 @@ async def check_read(stack, model, rng):
             assert byte in allowed, f"byte {at + n} is {byte}, was {before[n]}, may be {allowed}"
 
 
+def check_error(error, failing):
+    assert failing
+    assert error.errno == errno.EIO
+
+
 async def run(seed, *, store, meta, failing):
     rng = random.Random(seed)
     stack = Stack(
@@ -90,8 +95,7 @@ async def run(seed, *, store, meta, failing):
                         model.accepted()
                         break
                     except OSError as error:
-                        assert failing
-                        assert error.errno == errno.EIO
+                        check_error(error, failing)
             elif act < 0.8:
                 task = asyncio.ensure_future(check_read(stack, model, rng))
                 readers.add(task)
@@ -101,8 +105,7 @@ async def run(seed, *, store, meta, failing):
                 try:
                     await stack.writer.flush(7)
                 except OSError as error:
-                    assert failing
-                    assert error.errno == errno.EIO
+                    check_error(error, failing)
                 else:
                     if not failing:
                         stored = stack.stored(7, BASE, WINDOW)

@@ -272,6 +272,6 @@ class Stack:
             self.budget.charged == 0
             and self.arena.used_slots == 0
             and not self.writer._files
-            and not self.writer._open
+            and len(self.writer._slicer) == 0
             and self.writer._uploader.bytes == 0
         )
