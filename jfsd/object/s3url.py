@@ -90,15 +90,15 @@ def _with_scheme(url: str) -> str:
 
 
 def _split(full: str, url: str) -> SplitResult:
+    if "@" in full.partition("?")[0]:
+        raise _refused(url, "it holds credentials", "give them as access key and secret key")
     try:
         parts = urlsplit(full)
         _ = parts.port
-    except ValueError as error:
-        raise _refused(url, f"it is no URL ({error})", _FORMS) from error
+    except ValueError:
+        raise _refused(url, "it is no URL", _FORMS) from None
     if parts.scheme not in ("http", "https"):
         raise _refused(url, "its scheme is neither http nor https", _FORMS)
-    if "@" in parts.netloc:
-        raise _refused(url, "it holds credentials", "give them as access key and secret key")
     if not parts.hostname:
         raise _refused(url, "it names no host", _FORMS)
     return parts
@@ -186,5 +186,5 @@ def _is_true(word: str) -> bool:
 
 def _refused(url: str, rule: str, mend: str) -> RefusedError:
     """Build the error; what may be a password in the URL is left out."""
-    shown = re.sub(r"//[^/]*@", "//…@", url)
+    shown = f"…@{url.rpartition('@')[2]}" if "@" in url else url
     return RefusedError(ExitCode.USAGE, f"bucket {shown!r}", rule, mend)
