@@ -67,6 +67,7 @@ async def opened_store(volume: Volume) -> AsyncIterator[ObjectStore]:
         encrypt_algo=volume.encrypt_algo,
         passphrase=read_credentials().rsa_passphrase,
         io_retries=2,
+        retry_deadline_s=10,
     )
     try:
         await store.check()

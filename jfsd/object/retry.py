@@ -68,15 +68,15 @@ class Outage:
         if self._since_s is None:
             self._since_s = monotonic_s()
 
-    def failed(self, what: str, error: StoreError) -> None:
+    def failed(self, error: StoreError) -> None:
         """Log the failure unless one was logged lately."""
         now_s = monotonic_s()
         if now_s - self._logged_s < _LOG_EVERY_S:
-            log.debug("%s: %s failed, trying again: %s", self._store, what, error)
+            log.debug("%s; trying again", error)
             return
         self._logged_s = now_s
         self._told = True
-        log.warning("%s: %s failed, trying again: %s", self._store, what, error)
+        log.warning("%s; trying again", error)
 
     def ended(self, *, success: bool) -> None:
         """Count a call that waits no more; the last success ends the outage."""
@@ -96,7 +96,8 @@ class RetryingStore:
     def __init__(self, inner: ObjectStore, policy: RetryPolicy) -> None:
         self.inner = inner
         self.policy = policy
-        self._outage = Outage(str(inner))
+        self._name = str(inner)
+        self._outage = Outage(self._name)
 
     def __repr__(self) -> str:
         return f"<RetryingStore {self.policy}: {self.inner!r}>"
@@ -169,7 +170,7 @@ class RetryingStore:
         """Try once without further ado, which is the usual end of it."""
         started_s = monotonic_s()
         try:
-            return await _timed(what, attempt, timeout_s)
+            return await self._timed(what, attempt, timeout_s)
         except StoreError as error:
             if not error.retryable or policy.gives_up(0, monotonic_s() - started_s):
                 raise
@@ -194,22 +195,21 @@ class RetryingStore:
     ) -> T:
         repeated = 0
         while True:
-            self._outage.failed(what, failure)
+            self._outage.failed(failure)
             await asyncio.sleep(delay_s(repeated))
             repeated += 1
             try:
-                return await _timed(what, attempt, timeout_s)
+                return await self._timed(what, attempt, timeout_s)
             except StoreError as error:
                 if not error.retryable or policy.gives_up(repeated, monotonic_s() - started_s):
                     raise
                 failure = error
 
-
-async def _timed(what: str, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
-    """Await one attempt, at most `timeout_s` seconds."""
-    limit = asyncio.timeout(timeout_s)
-    try:
-        async with limit:
-            return await attempt()
-    except TimeoutError as error:
-        raise StoreError(f"{what}: no answer in {timeout_s:g} s") from error
+    async def _timed(self, what: str, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+        """Await one attempt, at most `timeout_s` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await attempt()
+        except TimeoutError as error:
+            text = f"{self._name}: {what}: no answer in {timeout_s:g} s"
+            raise StoreError(text) from error

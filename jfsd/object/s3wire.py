@@ -66,9 +66,9 @@ class Wire:
         self._stack = stack
         self._location = location
 
-    def upload(self, body: ReadableBuffer) -> UploadBody | bytes:
+    def upload(self, body: ReadableBuffer) -> UploadBody:
         """Return `body` as the client takes it."""
-        return UploadBody(body) if len(body) > _PIECE_BYTES else bytes(body)
+        return UploadBody(body)
 
     def translate(self, error: BaseException, what: str) -> StoreError:
         """Return our error for one of the library's."""
@@ -128,7 +128,7 @@ def _config(
         s3={"addressing_style": style, "payload_signing_enabled": False},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        user_agent_extra="jfsd",
+        user_agent="jfsd",
         **options,
     )
 

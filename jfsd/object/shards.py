@@ -65,6 +65,9 @@ class ShardedStore:
     def __repr__(self) -> str:
         return f"<ShardedStore of {len(self.shards)}: {self.shards[0]!r} …>"
 
+    def __str__(self) -> str:
+        return f"{self.shards[0]} and {len(self.shards) - 1} more"
+
     def home(self, key: str) -> ObjectStore:
         """Return the store that holds `key`."""
         return self.shards[shard_of(key, len(self.shards))]
