@@ -8,7 +8,6 @@
 -- Errors ENOENT ENOTDIR EPERM EDQUOT ENOSPC EIO, {EEXIST, inode, attr or ''}
 --@include op
 --@include account
---@include acl
 
 local dir, name, ino = ARGV[9], ARGV[10], ARGV[11]
 local type_ = tonumber(ARGV[12])
@@ -44,6 +43,7 @@ local bits = bit.band(tonumber(ARGV[13]), 4095)
 local access, default = 0, 0
 if #up >= 80 and type_ ~= SYMLINK then default = u32(up, 76) end
 if default ~= 0 then
+--@include acl
   bits, access = acl.inherit(P, default, bits)
   if not bits then return {5} end
   if type_ ~= DIRECTORY then default = 0 end

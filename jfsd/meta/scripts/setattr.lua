@@ -8,7 +8,6 @@
 -- Errors ENOENT EPERM EIO
 --@include op
 --@include account
---@include acl
 
 local ino, caller, what = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 local a = load(ino)
@@ -78,6 +77,7 @@ if not changed then return {0, a} end
 
 local tail = string.sub(a, 72)
 if rule then
+--@include acl
   local id = acl.chmod(P, access, new_mode)
   if not id then return {5} end
   tail = struct.pack('>I4', id) .. string.sub(a, 76)

@@ -22,7 +22,7 @@ local function growth_over(ino, a, bytes)
   if bytes <= 0 then return nil end
   local over = owner_over('user', whole(u32(a, 4)), bytes, 0)
     or owner_over('group', whole(u32(a, 8)), bytes, 0) or volume_over(bytes, 0)
-  if over or call('EXISTS', P .. 'dirQuotaUsedInodes') == 0 then return over end
+  if over or not WITH_TREES then return over end
   local dirs = homes(ino, a)
   for i = 1, #dirs, 2 do
     over = chain_over(quota_chain(dirs[i]), bytes * dirs[i + 1], 0)
