@@ -329,7 +329,7 @@ def test_s3_is_tried_before_anything_is_made(make, weed, redis_server, meta_db):
     wrong = make(*flags, bucket.url, env={**keys, "SECRET_KEY": "geheim"})
     assert "geheim" not in refused(wrong, ExitCode.STORE_REFUSED)
     (port,) = free_ports(1)
-    refused(make(*flags, f"http://127.0.0.1:{port}/b", env=keys), ExitCode.STORE_UNREACHABLE)
+    refused(make(*flags, f"http://127.0.0.1:{port}/bucket", env=keys), ExitCode.STORE_UNREACHABLE)
     assert contents(redis_server, meta_db) == {}
     done = make(*flags, bucket.url, env=keys)
     assert done.returncode == 0, done.stderr
