@@ -126,6 +126,7 @@ class FileOps(LockOps):
             return  # a repeat after a restart
         if flock_owner is not None:
             await self._drop_flock(caller, handle, flock_owner)
+        await self._drop_ofd(handle)
         if handle.wrote and not handle.inode.sustained:
             with suppress(OSError):  # flush has reported it; the data is kept for a retry
                 await self._flush(handle)

@@ -42,6 +42,7 @@ class FileHandle:
     inode: OpenInode
     flags: int
     wrote: bool = False
+    posix_owners: set[int] = field(default_factory=set)
 
     @property
     def ino(self) -> Ino:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from jfsd.meta.locks import END_OF_FILE, LockType
 from jfsd.types import Caller, Ino
@@ -76,21 +76,17 @@ class LockOps(Core):
             await self.meta.setlk(caller, handle.ino, owner, LockType(lock_type), start, end, pid)
 
         if lock_type != fcntl.F_UNLCK:
+            handle.posix_owners.add(owner)
             handle.inode.posix_owners.add(owner)
         await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
         if lock_type != fcntl.F_WRLCK:
             self._wake(handle.ino)
 
     async def _acquire(
-        self, ino: Ino, attempt: Callable[[], Awaitable[None]], blocking: bool
+        self, ino: Ino, attempt: Callable[[], Coroutine[Any, Any, None]], blocking: bool
     ) -> None:
         delay_s = _FIRST_POLL_S
-        while True:
-            try:
-                return await attempt()
-            except OSError as error:
-                if error.errno != errno.EAGAIN or not blocking:
-                    raise
+        while not await _to_its_end(attempt(), may_fail=blocking):
             await self._wait(ino, delay_s)
             delay_s = min(delay_s * 2, _LONGEST_POLL_S)
 
@@ -118,7 +114,46 @@ class LockOps(Core):
         await self.meta.setlk(Caller(0, 0), handle.ino, owner, LockType.UNLOCK, 0, END_OF_FILE, 0)
         self._wake(handle.ino)
 
+    async def _drop_ofd(self, handle: FileHandle) -> None:
+        """Drop the byte-range locks that belong to a closed file description (OFD locks).
+
+        The kernel sends no unlock for them, and those of processes are gone by now: each
+        closing process flushes.
+        """
+        for owner in handle.posix_owners & handle.inode.posix_owners:
+            await self._drop_posix(handle, owner)
+
     async def _drop_flock(self, caller: Caller, handle: FileHandle, owner: int) -> None:
         """Drop the whole-file lock of a closed file description, if it had one."""
         await self.meta.flock(caller, handle.ino, owner, LockType.UNLOCK)
         self._wake(handle.ino)
+
+
+async def _to_its_end(attempt: Coroutine[Any, Any, None], *, may_fail: bool) -> bool:
+    """Return whether the lock was had; carry the attempt through when interrupted meanwhile.
+
+    The script may have run already: then the lock is held, and the interrupted call must
+    succeed rather than leave a lock behind that nobody knows of.
+
+    Raises:
+        OSError: EAGAIN if it is held and `may_fail` is false.
+    """
+    task = asyncio.ensure_future(_granted(attempt, may_fail=may_fail))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if not await task or current is None:
+            raise
+        current.uncancel()
+        return True
+
+
+async def _granted(attempt: Coroutine[Any, Any, None], *, may_fail: bool) -> bool:
+    try:
+        await attempt
+    except BlockingIOError:
+        if not may_fail:
+            raise
+        return False
+    return True

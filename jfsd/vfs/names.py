@@ -108,7 +108,7 @@ class NameOps(Core):
             caller, self.volume_ino(parent), name, stat.S_IMODE(mode), excl=excl
         )
         if not created:
-            attr = self.current(ino, attr)
+            attr = await self._reused(caller, ino, attr, flags)
         keep = not created and self.same_contents(ino, attr)
         if created:
             self.note_contents(ino, attr)
@@ -237,6 +237,19 @@ class NameOps(Core):
         return [own, up] if cookie < COOKIE_DOT else [up]
 
     # -- shared ---------------------------------------------------------------------------
+
+    async def _reused(self, caller: Caller, ino: Ino, attr: Attr, flags: int) -> Attr:
+        """Return the attributes of a file that another client created just before.
+
+        The kernel takes it for new and sends no truncation of its own.
+        """
+        if not flags & os.O_TRUNC or not attr.length:
+            return self.current(ino, attr)
+        if self.writer.dirty(ino) is not None:
+            await self.writer.flush(ino)
+        attr = await self.meta.truncate(caller, ino, 0, through_handle=False)
+        self.reader.invalidate(ino)
+        return attr
 
     async def _node(self, ino: Ino, attr: Attr) -> Node:
         return Node(self.kernel_ino(ino), await self.shown(ino, attr))
