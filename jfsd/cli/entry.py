@@ -15,7 +15,7 @@ from typing import cast
 
 import click
 
-from jfsd.errors import ExitCode, JfsdError
+from jfsd.errors import ExitCode, JfsdError, RefusedError
 
 VERBS = {
     "format": "Create a volume, or change what may change of it.",
@@ -29,6 +29,12 @@ VERBS = {
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that the signal ends."""
+
+_MENDS = {
+    ExitCode.STORE_UNREACHABLE: "start the store, or mend the address of the bucket",
+    ExitCode.STORE_REFUSED: "mend the bucket's name, its permissions or the keys",
+}
+"""What to do about errors of a library, which say only what is wrong."""
 
 
 class VerbGroup(click.Group):
@@ -105,8 +111,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return _report(_usage_line(error), ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except JfsdError as error:
+    except RefusedError as error:
         return _report(str(error), error.exit_code)
+    except JfsdError as error:
+        return _report(f"{error}; {_MENDS.get(error.exit_code, 'try again')}", error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away; Python must not complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

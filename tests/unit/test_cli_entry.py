@@ -20,6 +20,7 @@ from jfsd.config.document import EXIT_CODES, document
 from jfsd.config.flags import MOUNT_FLAGS
 from jfsd.config.settings import MountSettings
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.object.base import StoreRefusedError
 
 PYTHON = sys.executable
 
@@ -110,6 +111,18 @@ def test_an_error_of_the_program_is_one_line_and_its_own_exit_code(monkeypatch, 
     monkeypatch.setattr(importlib.import_module("jfsd.cli.umount").command, "callback", refuse)
     assert main(["umount", "/mnt"]) == ExitCode.BUSY
     assert capfd.readouterr().err == "jfsd: /m nt: is in use; close it\n"
+
+
+def test_an_error_of_the_store_gets_its_mend(monkeypatch, capfd):
+    def fail(**_):
+        raise StoreRefusedError("bucket b: forbidden")
+
+    monkeypatch.setattr(importlib.import_module("jfsd.cli.umount").command, "callback", fail)
+    assert main(["umount", "/mnt"]) == ExitCode.STORE_REFUSED
+    shown = capfd.readouterr().err
+    assert (
+        shown == "jfsd: bucket b: forbidden; mend the bucket's name, its permissions or the keys\n"
+    )
 
 
 def test_something_unforeseen_is_one_line_and_exit_code_1(monkeypatch, capfd):
