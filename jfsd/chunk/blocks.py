@@ -11,7 +11,7 @@ from jfsd.chunk.compress import DamagedDataError, open_codec
 from jfsd.chunk.layout import block_count, block_length, block_path
 from jfsd.chunk.pool import BlockPool
 from jfsd.chunk.tasks import TaskSet
-from jfsd.object.base import ObjectStore, StoreError
+from jfsd.object.base import ObjectDamagedError, ObjectStore
 from jfsd.types import ReadableBuffer
 
 MAX_BLOCKS = 1024
@@ -23,10 +23,8 @@ _MAX_DELETES = 10
 _PART = 4
 
 
-class DamagedBlockError(StoreError):
+class DamagedBlockError(ObjectDamagedError):
     """An object does not hold the block that its key promises."""
-
-    retryable = False
 
 
 class BlockStore:

@@ -207,8 +207,8 @@ class DirtyFile:
         """Latest mtime sent with a commit; later commits never go below it."""
         self.refusal: OSError | None = None
         """Why data was dropped; not told to any program yet."""
-        self.outage = False
-        """True when write-back has failed for now and no program was told."""
+        self.outage = 0
+        """Errno with which write-back has failed for now, 0 if programs were told of it."""
         self.paused = False
         """True while a chunk is compacted before more may be committed."""
         self.waiters: list[tuple[int, asyncio.Future[None]]] = []

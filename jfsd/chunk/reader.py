@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from jfsd.chunk.blocks import BlockStore, DamagedBlockError
+from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.lists import SliceLists
 from jfsd.chunk.overlay import Piece, View
 from jfsd.chunk.pending import PendingSlice
 from jfsd.chunk.readahead import Streams
 from jfsd.chunk.tasks import TaskSet
-from jfsd.object.base import ObjectMissingError, StoreError
+from jfsd.object.base import ObjectDamagedError, ObjectMissingError, StoreError
 from jfsd.types import CHUNK_SIZE, Ino, ReadableBuffer
 
 _MANY_PIECES = 5
@@ -154,7 +154,7 @@ class Reader:
             wants = self._plan(view, self._writer.pending(ino, index), pos, out)
             try:
                 await self._fill(wants, out, whole)
-            except (ObjectMissingError, DamagedBlockError) as error:
+            except (ObjectMissingError, ObjectDamagedError) as error:
                 if attempt > self.io_retries:
                     raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
                 self._lists.invalidate(ino, index)

@@ -139,7 +139,7 @@ class Slicer:
     def _written(self, file: DirtyFile, pending: PendingSlice) -> None:
         now_s = clock.monotonic_s()
         pending.touched_s = now_s
-        pending.mtime_ns = clock.now_ns()
+        pending.mtime_ns = file.touched_ns = clock.now_ns()
         file.end = max(file.end, pending.end)
         self._open.move_to_end(pending.seq)
         self._journal.on_write(pending)

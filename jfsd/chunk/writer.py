@@ -27,6 +27,7 @@ from jfsd.chunk.ports import ChunkMeta, SliceCommit
 from jfsd.chunk.slicing import Slicer
 from jfsd.chunk.tasks import TaskSet
 from jfsd.chunk.uploader import Uploader
+from jfsd.object.base import StoreFullError
 from jfsd.types import CHUNK_SIZE, Attr, Ino, ReadableBuffer
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ class Writer:
     others after `flush`. What happens to data that cannot be brought home:
 
     * The store or the metadata fails for now (deadline of its own retries passed): the
-      data stays in the arena. The next write, fsync or close of the file gets EIO, once;
-      the upload or commit is repeated by the next flush and in the background, for ever.
+      data stays in the arena. The next write, fsync or close of the file gets EIO, once
+      (ENOSPC if the store is full); the upload or commit is repeated by the next flush and
+      in the background, for ever.
     * The metadata refuses the slice for good (ENOSPC, EDQUOT, EPERM, EFBIG): the slice
       and all later ones that grow the file as far are dropped, their objects deleted, the
       next write, fsync or close gets the errno, once. The file keeps its committed length.
@@ -197,11 +199,6 @@ class Writer:
         if file is None or not file.pending:
             return None
         return file.end, file.touched_ns
-
-    def is_dirty(self, ino: Ino) -> bool:
-        """Tell whether something of `ino` is not committed."""
-        file = self._files.get(ino)
-        return file is not None and file.pending
 
     @property
     def dirty_files(self) -> list[Ino]:
@@ -356,14 +353,14 @@ class Writer:
         self._settle(file)
 
     def _refused(self, file: DirtyFile, pending: PendingSlice, error: OSError) -> None:
-        refusal = _os_error(error.errno or errno.EIO)
+        number = error.errno or errno.EIO
         end = pending.end
         self._remove(file, pending)
         self._bury(pending)
         self._drop_queued(file, 0 if error.errno == errno.ENOENT else end)
         file.end = max((left.end for left in file.each()), default=0)
-        if not self._fail_waiters(file, refusal):
-            file.refusal = refusal
+        if not self._fail_waiters(file, number):
+            file.refusal = _os_error(number)
         self._settle(file)
 
     def _upload_failed(self, pending: PendingSlice, error: Exception) -> None:
@@ -380,20 +377,21 @@ class Writer:
             self._retry_at_s = now_s + self._retry_s
             self._retry_s = min(self._retry_s * 2, _LAST_RETRY_S)
         self._failing[file.ino] = file
-        file.outage = not self._fail_waiters(file, _os_error(errno.EIO))
+        number = error.errno if isinstance(error, StoreFullError) else errno.EIO
+        file.outage = 0 if self._fail_waiters(file, number) else number
 
-    def _fail_waiters(self, file: DirtyFile, error: OSError) -> bool:
+    def _fail_waiters(self, file: DirtyFile, number: int) -> bool:
         """Tell the error to all who wait for the file; return False if nobody does."""
         waiters, file.waiters = file.waiters, []
         for _, future in waiters:
             if not future.done():
-                future.set_exception(_os_error(error.errno or errno.EIO))
+                future.set_exception(_os_error(number))
         return bool(waiters)
 
     def _retry(self, file: DirtyFile) -> None:
         if self._failing.pop(file.ino, None) is None:
             return
-        file.outage = False
+        file.outage = 0
         for pending in file.each():
             if pending.stalled:
                 self._uploader.resend(pending)
@@ -458,7 +456,7 @@ class Writer:
                     future.set_result(None)
             file.waiters = still
         if not file.pending:
-            file.outage = False
+            file.outage = 0
             self._failing.pop(file.ino, None)
             if file.refusal is None and not file.paused:
                 self._files.pop(file.ino, None)
@@ -478,8 +476,8 @@ class Writer:
         self._raise_refusal(ino)
         file = self._files.get(ino)
         if file is not None and file.outage:
-            file.outage = False
-            raise _os_error(errno.EIO)
+            number, file.outage = file.outage, 0
+            raise _os_error(number)
 
     def _raise_refusal(self, ino: Ino) -> None:
         """Tell, once, that data of the file was dropped."""
