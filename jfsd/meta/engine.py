@@ -115,6 +115,7 @@ class IdBatch:
     def _fetch(self) -> asyncio.Task[None]:
         if self._fetching is None or self._fetching.done():
             self._fetching = self._engine.spawn(self._more(), "meta-ids")
+            self._fetching.add_done_callback(_heed)
         return self._fetching
 
     async def _more(self) -> None:
@@ -166,6 +167,7 @@ class Engine:
         self._identities = 0
         self._recorded: dict[int, set[str]] = {}
         self._maturing: deque[tuple[float, str, int]] = deque()
+        self._underway: set[str] = set()
         self._acks: deque[str] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -193,18 +195,25 @@ class Engine:
         """
         await self.run("claim", "0")
 
-    async def forget_others(self, unanswered: Iterable[int] = ()) -> None:
-        """Forget recorded results of former servers but those of `unanswered` requests.
+    async def forget_others(
+        self, unanswered: Iterable[int] = (), pending_slices: Iterable[int] = ()
+    ) -> None:
+        """Forget results of former servers but those of `unanswered` requests and pending slices.
 
-        To be called when no request of a former server can come again.
+        To be called when nothing else of a former server can come again.
         """
         keep = {op & ~1 for op in (*unanswered, *self._recorded)}
         fields = await self.connection.call("HKEYS", self._operations)
         own = f"n{self.generation}-"
+        slices = {f"s{number}" for number in pending_slices} | self._underway
+        slices.update(identity for _, identity, _ in self._maturing)
         gone = [
             field
             for field in (name.decode() for name in fields)
-            if field != "g" and not field.startswith((own, "s")) and not _belongs(field, keep)
+            if field != "g"
+            and not field.startswith(own)
+            and field not in slices
+            and not _belongs(field, keep)
         ]
         if gone:
             await self.connection.call("HDEL", self._operations, *gone)
@@ -262,7 +271,11 @@ class Engine:
         return await self._own(script, identity, args)
 
     async def _own(self, script: str, identity: str, args: tuple[Argument, ...]) -> list[Reply]:
-        result = await self.run(script, identity, *args)
+        self._underway.add(identity)
+        try:
+            result = await self.run(script, identity, *args)
+        finally:
+            self._underway.discard(identity)
         self._mature(identity, ACK_DELAY_S, 0)
         return result
 
@@ -360,6 +373,12 @@ class Engine:
             fields = self._take_acks().split()
             with contextlib.suppress(OSError):
                 await self.connection.call("HDEL", self._operations, *fields)
+
+
+def _heed(task: asyncio.Task[None]) -> None:
+    """Take note of a failed fetch; whoever needs an id tries again and reports the error."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _belongs(field: str, ops: set[int]) -> bool:
