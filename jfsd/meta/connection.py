@@ -31,14 +31,16 @@ log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE_S: Final = 300.0
 CONNECT_TIMEOUT_S: Final = 5.0
+YOUNG_S: Final = 0.5
+"""A connection of this age is not left for an error that may be from the one before."""
 LONGEST_PAUSE_S: Final = 1.0
 """Between two attempts to connect: programs wait for the server's return, and see this."""
 
-_ELSEWHERE: Final = frozenset({"MOVED", "ASK", "READONLY", "MASTERDOWN"})
+_ELSEWHERE: Final = frozenset({"MOVED", "READONLY", "MASTERDOWN"})
 """Replies of a server that is not, or no longer, the one to ask."""
 
 _LATER: Final = frozenset(
-    {"LOADING", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF", "EXECABORT"}
+    {"LOADING", "CLUSTERDOWN", "TRYAGAIN", "ASK", "BUSY", "NOREPLICAS", "MISCONF", "EXECABORT"}
 )
 """Replies of a server that will do what was asked some time later; nothing was changed."""
 
@@ -62,6 +64,8 @@ class Connection:
         self.deadline_s = deadline_s
         self.reconnects = 0
         self._wire: Wire | None = None
+        self._connected_s = 0.0
+        self._server_run = b""
         self._client_id = b""
         self._target: tuple[str, int] | None = None
         self._backlog: deque[Request] = deque()
@@ -150,9 +154,8 @@ class Connection:
         log.warning("metadata server %s: %s; trying again", self.url.redacted(), error.strerror)
         attempt = 0
         while self._loop.time() < deadline_s:
-            if error.code in _ELSEWHERE and self._wire is not None:
-                self._target = _moved_to(error)
-                self._wire.abort()
+            if error.code in _ELSEWHERE:
+                self._look_elsewhere(error)
             await asyncio.sleep(self._pause_s(attempt))
             attempt += 1
             try:
@@ -162,6 +165,13 @@ class Connection:
                     raise
                 error = again
         raise error
+
+    def _look_elsewhere(self, error: ReplyError) -> None:
+        """Leave a server that is not the one to ask, unless another call has just done so."""
+        age_s = self._loop.time() - self._connected_s
+        if self._wire is not None and age_s > YOUNG_S:
+            self._target = _moved_to(error)
+            self._wire.abort()
 
     def _pause_s(self, attempt: int) -> float:
         longest: float = self.url.min_retry_backoff_s * (1 << min(attempt, 20))
@@ -185,20 +195,31 @@ class Connection:
                 if owner not in (None, host):
                     wire.close()
                     wire = await open_wire(self.url, owner, CONNECT_TIMEOUT_S, self._lost)
-            if self._client_id:
-                await self._ask(wire, "CLIENT", "KILL", "ID", self._client_id)
-            client_id = await self._ask(wire, "CLIENT", "ID")
+            await self._end_former(wire)
         except BaseException:
             wire.close()
             raise
         if wire.closed:
             raise ConnectionResetError(errno.ECONNRESET, "connection lost")
-        self._client_id = b"%d" % client_id if isinstance(client_id, int) else b""
         self._wire = wire
+        self._connected_s = self._loop.time()
         backlog, self._backlog = self._backlog, deque()
         for request in backlog:
             if not request.future.done():
                 wire.send(request)
+
+    async def _end_former(self, wire: Wire) -> None:
+        """Make sure that nothing of the former socket runs any more: it is about to be repeated.
+
+        The server may still have it in a buffer, and would find its identity forgotten later.
+        Ids of clients begin anew with each run of a server.
+        """
+        run = _field(await self._ask(wire, "INFO", "server"), "run_id")
+        if self._client_id and run and run == self._server_run:
+            await self._ask(wire, "CLIENT", "KILL", "ID", self._client_id)
+        client_id = await self._ask(wire, "CLIENT", "ID")
+        self._client_id = b"%d" % client_id if isinstance(client_id, int) else b""
+        self._server_run = run
 
     async def _find(self) -> tuple[str, int] | None:
         """Return the address to connect to; None for a unix socket."""
@@ -366,12 +387,18 @@ def _moved_to(error: ReplyError) -> tuple[str, int] | None:
     return (host, int(port)) if host and port.isdigit() else None
 
 
+def _field(info: Reply, wanted: str) -> bytes:
+    """Return the value of a line of INFO; empty if there is none."""
+    for line in info.splitlines() if isinstance(info, bytes) else ():
+        name, _, value = line.partition(b":")
+        if name == wanted.encode():
+            return bytes(value)
+    return b""
+
+
 def _version(info: bytes) -> tuple[int, ...] | None:
-    for line in info.decode("utf-8", "replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == "redis_version":
-            return tuple(int(part) for part in value.split(".") if part.isdigit())
-    return None
+    value = _field(info, "redis_version").decode("ascii", "replace")
+    return tuple(int(part) for part in value.split(".") if part.isdigit()) or None
 
 
 def _refusal(url: MetaUrl, error: Exception) -> RefusedError:

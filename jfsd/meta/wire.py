@@ -195,18 +195,20 @@ class Wire(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - protocol
-        """Tell the owner, who decides what becomes of the unanswered requests."""
-        if not self.closed:
-            self.closed = True
-            self._lost()
+        """Tell the owner, who may take the unanswered requests; the others fail."""
+        if self.closed:
+            return
+        self.closed = True
+        self._lost()
+        for request in self.unanswered:
+            if not request.future.done():
+                request.future.set_exception(ConnectionResetError(errno.ECONNRESET, "cut off"))
 
     def abort(self) -> None:
         """Drop the connection at once; the owner is told."""
         if self._transport is not None:
             self._transport.abort()
-        if not self.closed:
-            self.closed = True
-            self._lost()
+        self.connection_lost(None)
 
     def close(self) -> None:
         """Drop the connection without telling anyone."""
