@@ -20,7 +20,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import mounts
-from support.clients import Client, Jfsd, JuiceFS, Storage
+from support.clients import Client, Jfsd, JuiceFS, Mounted, Storage
 from support.redis import RedisServer
 from support.session import Session
 from support.volume import Volume
@@ -98,7 +98,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     bed.deadline(_limit_s(request.node) - ABORT_BEFORE_TIMEOUT_S)
     yield
     hung = bed.deadline(None)
-    left = [m.path for m in mounts.below(bed.root) if m not in before]
+    left = [m.path for m in mounts.below(bed.root) if m not in before | _shared(bed)]
     for path in left:
         bed.request("abort", path=path)
         bed.request("detach", path=path)
@@ -109,6 +109,10 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not hung, f"mounts that hung until the time limit: {hung}"
     assert not left, f"mounts left behind: {left}"
     assert not extra, f"processes left behind: {extra}"
+
+
+def _shared(bed: Session) -> set[mounts.Mount]:
+    return {m for m in mounts.below(bed.root) if m.path in bed.shared_mounts}
 
 
 def _now() -> float:
@@ -265,26 +269,40 @@ def mount(volume: Volume) -> object:
     return volume.mount()
 
 
-@pytest.fixture(scope="session")
-def shared_volume(
-    request: pytest.FixtureRequest, bed: Session, juicefs: JuiceFS, redis_server: RedisServer
+def _shared_volume(
+    request: pytest.FixtureRequest, kind: str, flags: tuple[str, ...]
 ) -> Iterator[Volume]:
-    """One volume (Redis and a directory, ACLs on) that many small tests share."""
-    lease = contextlib.contextmanager(redis_server.lease)()
-    with lease as db:
-        url = redis_server.url(db)
-        with make_volume(request, bed, juicefs, url, "file", ("--enable-acl",)) as volume:
-            yield volume
-            for mounted in volume.mounted:
-                mounted.unmount()
-            volume.mounted.clear()
-            volume.check()
+    """Yield a volume, mounted; at the end unmount it and let the reference check it."""
+    redis: RedisServer = request.getfixturevalue("redis_server")
+    bed, juicefs = request.getfixturevalue("bed"), request.getfixturevalue("juicefs")
+    with contextlib.ExitStack() as stack:
+        url = redis.url(stack.enter_context(contextlib.contextmanager(redis.lease)()))
+        volume = stack.enter_context(make_volume(request, bed, juicefs, url, kind, flags))
+        mounted = volume.mount()
+        bed.shared.update(mounted.pids())
+        bed.shared_mounts.add(str(mounted.path))
+        yield volume
+        mounted.unmount()
+        volume.check()
 
 
 @pytest.fixture(scope="session")
-def shared_mount(shared_volume: Volume) -> object:
-    """The shared volume, mounted once for the session."""
-    return shared_volume.mount()
+def shared_volume(request: pytest.FixtureRequest) -> Iterator[Volume]:
+    """One volume (Redis and a directory, ACLs on) that many small tests share, mounted."""
+    yield from _shared_volume(request, "file", ("--enable-acl",))
+
+
+@pytest.fixture(scope="session")
+def shared_mount(shared_volume: Volume) -> Mounted:
+    """The shared volume's mount, one for the session."""
+    return shared_volume.mounted[0]
+
+
+@pytest.fixture(scope="session")
+def shared_s3_mount(request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """The mount of a volume on Redis and S3, one for the session."""
+    for volume in _shared_volume(request, "s3", ()):
+        yield volume.mounted[0]
 
 
 @pytest.fixture

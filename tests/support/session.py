@@ -94,6 +94,7 @@ class Session:
         self._counter = 0
         self.shared: set[int] = set()
         """Servers that outlive a test on purpose."""
+        self.shared_mounts: set[str] = set()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.steward", str(self.root)],
             cwd="/",

@@ -121,9 +121,9 @@ def make_every_type(root: Path, seed: int = 1, *, acl: bool = False) -> None:
         os.utime(path, ns=(1_000_000_007 * size + 1, 1_500_000_000_123_456_789 + size))
     with open(os.path.join(top, b"sparse"), "wb") as file:
         file.write(b"begin")
-        file.seek(70 << 20)
+        file.seek((64 << 20) + 5)
         file.write(b"behind the first chunk")
-        file.truncate(200 << 20)
+        file.truncate(70 << 20)
     os.makedirs(os.path.join(top, b"dir/sub/deeper"))
     for index in range(30):
         Path(os.fsdecode(top), "dir", f"small{index}").write_bytes(b"%d" % index * index)
@@ -148,7 +148,15 @@ def make_every_type(root: Path, seed: int = 1, *, acl: bool = False) -> None:
     if acl:
         set_acl(os.path.join(top, b"file0"), b"user:1000:rwx,group:100:r-x,mask::rwx")
         set_acl(os.path.join(top, b"dir/sub"), b"default:user:1001:rw-,default:mask::rwx")
-    os.utime(os.path.join(top, b"dir"), ns=(5, 1_600_000_000_000_000_009))
+    for index, name in enumerate(
+        (b"dir/symlink", b"dangling", b"fifo", b"socket", b"null", b"block")
+    ):
+        stamp = 1_400_000_000_987_654_321 + index * 10**9
+        os.utime(os.path.join(top, name), ns=(stamp, stamp), follow_symlinks=False)
+    stamp = 1_300_000_000_000_000_001
+    os.utime(os.path.join(top, b"dir/long symlink"), ns=(stamp, stamp), follow_symlinks=False)
+    for name in (b"dir/sub/deeper", b"dir/sub", b"dir"):
+        os.utime(os.path.join(top, name), ns=(5, 1_600_000_000_000_000_009 + len(name)))
 
 
 def set_acl(path: bytes, entries: bytes) -> None:
