@@ -73,11 +73,11 @@ class Budget:
                 self.on_pressure()
             await future
         except asyncio.CancelledError:
-            if entry in self._waiting:
+            if future.done() and not future.cancelled():
+                self.give(n)  # granted in the same turn
+            elif entry in self._waiting:
                 self._waiting.remove(entry)
                 self._serve()
-            else:
-                self.give(n)
             raise
 
     def give(self, n: int) -> None:

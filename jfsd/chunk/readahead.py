@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _MAX_STREAMS = 3
-_SLACK_BYTES = 1 << 20
-"""Requests of one stream may overtake each other by so much."""
 
 
 class Advice(NamedTuple):
@@ -31,7 +29,8 @@ class Streams:
     """The streams of one file handle, the one used last first.
 
     A read at the start of the file begins a stream at once, any other read when a second
-    one follows on it. The window doubles each time as much was read as it is wide.
+    one follows on it. The window doubles each time as much was read as it is wide. Requests
+    of a stream may overtake each other by their own size, or by the first window.
     """
 
     __slots__ = ("_first", "_max", "_streams")
@@ -48,7 +47,7 @@ class Streams:
 
     def observe(self, off: int, size: int, room: int) -> Advice:
         """Note a read; windows grow by at most `room` bytes."""
-        stream = self._match(off)
+        stream = self._match(off, max(size, self._first))
         end = off + size
         if stream is None:
             self._streams.insert(0, _Stream(end, self._first if off == 0 else 0))
@@ -71,9 +70,10 @@ class Streams:
         stream.ahead = max(stop, stream.ahead)
         return Advice(True, start, stop)
 
-    def _match(self, off: int) -> _Stream | None:
+    def _match(self, off: int, slack: int) -> _Stream | None:
+        """Return the stream that goes on at `off`; requests may overtake by `slack`."""
         for at, stream in enumerate(self._streams):
-            if stream.next - _SLACK_BYTES <= off <= stream.next + _SLACK_BYTES:
+            if stream.next - slack <= off <= stream.next + slack:
                 if at:
                     self._streams.insert(0, self._streams.pop(at))
                 return stream
