@@ -1,0 +1,284 @@
+"""Files as objects: the blocking half of the `file` store (format.md §13.1).
+
+Called in threads. Writes are atomic and durable; see `ObjectTree.write` for the order.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from jfsd.object.base import ObjectInfo
+from jfsd.types import ReadableBuffer
+
+_TEMPORARY_NAME_BYTES = 200
+_TEMPORARY_PREFIX = ".jfs."
+_DESCRIPTORS = "/proc/self/fd"
+_MAX_DURABLE = 100_000
+_NO_UNNAMED = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.EPERM))
+
+
+class AbandonedError(Exception):
+    """Nobody waits for this write any more; nothing was put in place."""
+
+
+class ObjectTree:
+    """The files below `root`, which is put before every key as it is.
+
+    `root` usually ends in a slash; where it does not, its last part begins the names.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.directory = root.rpartition("/")[0] or "/"
+        """The directory that has to exist already; what is below is made on demand."""
+        self._durable: set[str] = set()
+        self._guard = threading.Lock()
+        self._unnamed = True
+
+    def path(self, key: str) -> str | None:
+        """Return the file of `key`, or None if the key leads out of the tree or is no file."""
+        parts = key.split("/")
+        if not parts[-1] or ".." in parts or "." in parts or "\0" in key:
+            return None
+        return self.root + key
+
+    def write(self, path: str, body: ReadableBuffer, abandoned: Callable[[], bool]) -> None:
+        """Create or replace the file; when this returns it is durable with all its directories.
+
+        First the content is on the disk, then it gets its name, then the name is on the
+        disk. Where the file system can, the file has no name before, so that a kill leaves
+        nothing; else a kill may leave a temporary file.
+
+        Raises:
+            AbandonedError: `abandoned` said so after the content was copied.
+            OSError: Nothing is left, except empty directories.
+        """
+        directory, name = os.path.split(path)
+        try:
+            self._write_in(directory, name, body, abandoned)
+        except FileNotFoundError:
+            self._make_directories(directory)
+            self._write_in(directory, name, body, abandoned)
+
+    def read(self, path: str, offset: int, length: int | None) -> bytes:
+        """Return bytes of the file, fewer where it ends."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_from(descriptor, offset, length)
+        finally:
+            os.close(descriptor)
+
+    def delete(self, path: str) -> None:
+        """Remove the file if it is there; directories stay."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)  # noqa: PTH108 - paths are plain strings here
+
+    def walk(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        """Yield files whose key begins with `prefix` and comes after `start_after`, in order."""
+        top = (self.root + prefix).rpartition("/")[0] + "/"
+        yield from self._below(top, self.root + prefix, self.root + start_after)
+
+    def is_there(self) -> bool:
+        """Say whether the directory that holds everything exists."""
+        return os.path.isdir(self.directory)  # noqa: PTH112
+
+    # -- writing
+
+    def _write_in(
+        self, directory: str, name: str, body: ReadableBuffer, abandoned: Callable[[], bool]
+    ) -> None:
+        self._make_durable(directory)
+        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = self._open_unnamed(parent)
+            if descriptor is None or not self._name(descriptor, parent, name, body, abandoned):
+                _rename(parent, name, body, abandoned)
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+    def _open_unnamed(self, parent: int) -> int | None:
+        """Return a new file without a name, or None where there can be none."""
+        if not self._unnamed:
+            return None
+        try:
+            return os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED:
+                raise
+            self._unnamed = False
+            return None
+
+    def _name(
+        self,
+        descriptor: int,
+        parent: int,
+        name: str,
+        body: ReadableBuffer,
+        abandoned: Callable[[], bool],
+    ) -> bool:
+        """Fill the file and name it; False if files cannot be named here."""
+        try:
+            _fill(descriptor, body, abandoned)
+            try:
+                _link(descriptor, parent, name)
+            except FileExistsError:
+                _replace(descriptor, parent, name)
+        except OSError as error:
+            no_proc = error.errno == errno.ENOENT and not os.path.lexists(_DESCRIPTORS)
+            if not no_proc and error.errno not in (errno.EXDEV, *_NO_UNNAMED):
+                raise
+            self._unnamed = False
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _make_directories(self, directory: str) -> None:
+        """Create what is missing below the tree's own directory."""
+        missing = []
+        while len(directory) > len(self.directory) and not os.path.isdir(directory):  # noqa: PTH112
+            missing.append(directory)
+            directory = os.path.dirname(directory)  # noqa: PTH120
+        for each in reversed(missing):
+            with self._guard:
+                self._durable.discard(each)
+            with suppress(FileExistsError):
+                os.mkdir(each, 0o777)  # noqa: PTH102
+
+    def _make_durable(self, directory: str) -> None:
+        """Sync the names of a directory and of those above it, once in our life each.
+
+        Also of those that were there: another thread or program may have just made them.
+        """
+        while len(directory) > len(self.directory) and directory not in self._durable:
+            parent = os.path.dirname(directory)  # noqa: PTH120
+            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.stat(directory)  # noqa: PTH116
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            with self._guard:
+                if len(self._durable) >= _MAX_DURABLE:
+                    self._durable.clear()
+                self._durable.add(directory)
+            directory = parent
+
+    # -- listing
+
+    def _below(self, folder: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        """Yield files below `folder`; a directory sorts as its name with a slash."""
+        for name in _names(folder):
+            path = folder + name
+            if name.endswith("/"):
+                reaches = path.startswith(prefix) or prefix.startswith(path)
+                if reaches and (path > start_after or start_after.startswith(path)):
+                    yield from self._below(path, prefix, start_after)
+            elif path.startswith(prefix) and path > start_after:
+                with suppress(FileNotFoundError):
+                    yield describe(path, path[len(self.root) :])
+
+
+def describe(path: str, key: str) -> ObjectInfo:
+    """Return size and time of the file.
+
+    Raises:
+        OSError: ENOENT (no file, or something else), and others of stat(2).
+    """
+    status = os.stat(path)  # noqa: PTH116
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return ObjectInfo(key, status.st_size, status.st_mtime_ns)
+
+
+def read_from(descriptor: int, offset: int, length: int | None) -> bytes:
+    """Return bytes of an open file, fewer where it ends."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    rest = max(0, status.st_size - offset)
+    wanted = rest if length is None else min(length, rest)
+    data = os.pread(descriptor, wanted, offset)
+    while len(data) < wanted:
+        more = os.pread(descriptor, wanted - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _link(descriptor: int, parent: int, name: str) -> None:
+    """Give an unnamed file a name that nothing has yet."""
+    os.link(
+        f"{_DESCRIPTORS}/{descriptor}",
+        name,
+        src_dir_fd=parent,  # makes it linkat(2), which can follow the link
+        dst_dir_fd=parent,
+        follow_symlinks=True,
+    )
+
+
+def _replace(descriptor: int, parent: int, name: str) -> None:
+    """Give an unnamed file a name in place of the file that has it."""
+    draft = _temporary(name)
+    _link(descriptor, parent, draft)
+    try:
+        os.rename(draft, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft, dir_fd=parent)
+        raise
+
+
+def _rename(parent: int, name: str, body: ReadableBuffer, abandoned: Callable[[], bool]) -> None:
+    """Write a temporary file and give it its name, in place of what has it."""
+    draft = _temporary(name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(draft, flags, 0o666, dir_fd=parent)
+    try:
+        try:
+            _fill(descriptor, body, abandoned)
+        finally:
+            os.close(descriptor)
+        os.rename(draft, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft, dir_fd=parent)
+        raise
+
+
+def _temporary(name: str) -> str:
+    short = os.fsdecode(os.fsencode(name)[:_TEMPORARY_NAME_BYTES])
+    return f"{_TEMPORARY_PREFIX}{short}.tmp.{secrets.token_hex(8)}"
+
+
+def _fill(descriptor: int, body: ReadableBuffer, abandoned: Callable[[], bool]) -> None:
+    """Copy the body to the disk. Past the check it is ours, whatever becomes of the buffer."""
+    with memoryview(body) as view:
+        done = 0
+        while done < len(view):
+            with view[done:] as rest:
+                done += os.write(descriptor, rest)
+    if abandoned():
+        raise AbandonedError
+    os.fsync(descriptor)
+
+
+def _names(folder: str) -> list[str]:
+    """Return the names in a directory in key order, directories with a slash at their end."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(
+                entry.name + ("/" if entry.is_dir() else "")
+                for entry in found
+                if not entry.name.startswith(_TEMPORARY_PREFIX)
+            )
+    except FileNotFoundError:
+        return []
