@@ -496,7 +496,7 @@ async def test_compaction_replaces_records(nodes, trash) -> None:
 
 
 async def test_compaction_of_a_changed_list_does_nothing(nodes) -> None:
-    ino, records = await compactable(nodes)
+    ino, _ = await compactable(nodes)
     origin = await nodes.meta.begin_compaction(ino, 0)
     new = Slice(0, 500, 23000, 0, 23000)
     assert await nodes.meta.commit_compaction(ino, 0, origin, 0, new)

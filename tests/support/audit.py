@@ -24,10 +24,10 @@ def reading(client: redis.Redis) -> Reading:
             continue
         kind = client.type(key)
         found[key] = {
-            b"string": lambda key: client.get(key),
-            b"hash": lambda key: client.hgetall(key),
+            b"string": client.get,
+            b"hash": client.hgetall,
             b"list": lambda key: client.lrange(key, 0, -1),
-            b"set": lambda key: client.smembers(key),
+            b"set": client.smembers,
             b"zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
         }[kind](key)
     return found
