@@ -216,8 +216,10 @@ class NameOps(Core):
     async def _fetch(self, listing: _Listing, cookie: int) -> list[DirEntry]:
         if listing.snapshot is None:
             ino = self.volume_ino(listing.ino)
-            entries = [e async for batch in self.meta.readdir(ino, False) for e in batch]
-            listing.snapshot = Snapshot(entries)
+            snapshot = Snapshot()
+            async for batch in self.meta.readdir(ino, False):
+                snapshot.add(batch)
+            listing.snapshot = snapshot
         dots = await self._dots(listing.ino, cookie) if cookie < COOKIE_DOTDOT else []
         page = listing.snapshot.after(max(cookie, COOKIE_DOTDOT), _BATCH)
         attrs = await self.meta.getattrs([entry.ino for _, entry in page]) if page else []
