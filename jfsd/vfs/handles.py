@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 
 from jfsd.types import Attr, Ino
@@ -118,6 +118,6 @@ class Handles:
         del self._inodes[inode.ino]
         return inode
 
-    def open_inos(self) -> list[Ino]:
-        """Return the inodes that are open here, oldest first."""
-        return list(self._inodes)
+    def open_inos(self) -> KeysView[Ino]:
+        """Return the inodes that are open here, as a view that follows."""
+        return self._inodes.keys()
