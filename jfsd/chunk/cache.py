@@ -88,6 +88,8 @@ class MemoryCache:
     def put(self, path: str, block: ReadableBuffer) -> None:
         """Keep a block, unless it is larger than the cache."""
         self.remove(path)
+        if len(block) > self.size_bytes:
+            return
         self._blocks[path] = block
         self.used_bytes += len(block)
         while self.used_bytes > self.size_bytes:
