@@ -60,7 +60,7 @@ packages:
 $(STAMP): $(SETUP_SOURCES) | packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install -q \
-		--disable-pip-version-check --config-settings editable_mode=compat -e '.[dev,test]'
+		--disable-pip-version-check --use-pep517 --config-settings editable_mode=compat -e '.[dev,test]'
 	touch $@
 
 clean: ## Remove everything that was built or installed here
