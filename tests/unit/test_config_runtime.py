@@ -1,8 +1,6 @@
 """Records of served mounts: found by commands, seen by nobody else."""
 
-import shutil
 import stat
-import subprocess
 
 import pytest
 
@@ -75,12 +73,20 @@ def test_a_path_that_is_no_text_has_a_record():
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/mnt/jfs", "/mnt/a-b", "/mnt/a b", "/.hidden", "/mnt/ä", "/a\\b", "/mnt/..x"]
+    ("path", "name"),
+    [
+        ("/", "-"),
+        ("/mnt/jfs", "mnt-jfs"),
+        ("/mnt/a-b", "mnt-a\\x2db"),
+        ("/mnt/a b", "mnt-a\\x20b"),
+        ("/.hidden", "\\x2ehidden"),
+        ("/mnt/\u00e4", "mnt-\\xc3\\xa4"),
+        ("/a\\b", "a\\x5cb"),
+        ("/mnt/..x", "mnt-..x"),
+    ],
 )
-@pytest.mark.skipif(shutil.which("systemd-escape") is None, reason="no systemd-escape here")
-def test_names_are_escaped_as_systemd_does(path):
-    command = ["systemd-escape", "--path", "--", path]
-    assert escape(path) == subprocess.check_output(command, text=True).rstrip("\n")
+def test_names_are_escaped_as_systemd_escape_does(path, name):
+    assert escape(path) == name
 
 
 def test_two_mount_points_never_share_a_record():
