@@ -14,7 +14,7 @@ from jfsd.chunk.tasks import TaskSet
 
 
 class Uploader:
-    """A queue of blocks and up to `max_uploads` tasks that store them.
+    """Two queues of blocks and up to `max_uploads` tasks that store them.
 
     A block's slot is freed when its object is durable. A block whose upload failed keeps
     its slot and stands in its slice's `stalled` until it is sent again. Blocks of a dropped
@@ -41,7 +41,9 @@ class Uploader:
         self._journal = journal
         self._on_stored = on_stored
         self._on_failed = on_failed
-        self._queue: deque[tuple[PendingSlice, int]] = deque()
+        self._full: deque[tuple[PendingSlice, int]] = deque()
+        self._short: deque[tuple[PendingSlice, int]] = deque()
+        self._short_next = False
         self._workers = TaskSet("upload")
         self._running = 0
         self._naming = asyncio.Lock()
@@ -62,8 +64,10 @@ class Uploader:
         await self._workers.close()
 
     def _enqueue(self, pending: PendingSlice, block: int) -> None:
-        self.bytes += self._length(pending, block)
-        self._queue.append((pending, block))
+        length = self._length(pending, block)
+        self.bytes += length
+        queue = self._full if length == self._arena.slot_bytes else self._short
+        queue.append((pending, block))
         if self._running < self.max_uploads:
             self._running += 1
             self._workers.start(self._run())
@@ -78,8 +82,8 @@ class Uploader:
             self._running -= 1  # in the step that saw the queue empty, so nothing is left there
 
     async def _work(self) -> None:
-        while self._queue and self._running <= self.max_uploads:
-            pending, block = self._queue.popleft()
+        while (self._full or self._short) and self._running <= self.max_uploads:
+            pending, block = self._next()
             length = self._length(pending, block)
             try:
                 if not pending.dropped:
@@ -93,6 +97,12 @@ class Uploader:
             else:
                 self.bytes -= length
             self._finish(pending, block)
+
+    def _next(self) -> tuple[PendingSlice, int]:
+        """Take full and short blocks in turn: a small file need not wait for a large one."""
+        self._short_next = not self._short_next
+        queue = self._short if self._short and (self._short_next or not self._full) else self._full
+        return queue.popleft()
 
     async def _upload(self, pending: PendingSlice, block: int, length: int) -> None:
         if not pending.id:

@@ -558,3 +558,13 @@ async def test_slot_cannot_be_claimed_twice():
         slot = stack.writer.records()[0].slots[0]
         with pytest.raises(ValueError, match="cannot be claimed"):
             stack.arena.claim(slot, 1)
+
+
+async def test_small_file_does_not_wait_for_a_large_one():
+    async with Stack(max_uploads=2, store=FakeStore(delay=0.004), limit=4 << 20) as stack:
+        await stack.writer.write(1, 0, os.urandom(200 * BLOCK))
+        await stack.writer.write(2, 0, b"small")
+        await stack.writer.flush(2)
+        assert len(stack.store.objects) < 20
+        await stack.writer.flush(1)
+        assert stack.idle()
