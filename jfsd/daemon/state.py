@@ -1,0 +1,415 @@
+"""The state of a mount in a memory file: what the next process must know, written as it happens.
+
+A memfd is parked with the service manager beside the mount's descriptor and the arena.
+It is never "saved": every record is written at the moment of the change, so a kill at any
+point finds it complete. Nothing here waits, allocates much or makes a system call.
+
+Layout, version 1 (little-endian):
+
+    0       two copies of the header: seq u64, length u32, crc u32, JSON
+    128 KiB word: number of the request whose handler is running right now, 0 for none
+    192 KiB suspects: 256 records of 32 bytes
+    256 KiB files: 2^20 records of 48 bytes
+    then    locks: 2^17 records of 32 bytes
+    then    slices: 2^16 pairs of records; their size depends on the block size
+
+A record carries a CRC over its content, which is not zero; a torn one does not match and is
+as good as free: its request was not answered, so it comes again. A header or slice that is
+changed is written over the older of its two copies, so that a torn change leaves the one
+before. Unknown fields of the header are carried over: versions N-1 and N read each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import mmap
+import os
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+from jfsd.chunk.pending import SliceRecord
+from jfsd.errors import ExitCode, RefusedError
+from jfsd.types import CHUNK_SIZE, Ino
+
+LAYOUT = 1
+_MAGIC = "jfsd-state"
+_HEADER_BYTES = 64 << 10
+_RUNNING_AT = 128 << 10
+_SUSPECTS_AT = 192 << 10
+_FILES_AT = 256 << 10
+
+_HEAD = struct.Struct("<QII")
+_WORD = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+_SUSPECT = struct.Struct("<IIQ")
+_FILE = struct.Struct("<IIQQQ")
+_LOCK = struct.Struct("<IIQQ")
+_SLICE = struct.Struct("<IIQQIIIQqI")
+
+_SUSPECTS, _SUSPECT_BYTES = 256, 32
+_FILES, _FILE_BYTES = 1 << 20, 48
+_LOCKS, _LOCK_BYTES = 1 << 17, 32
+_SLICES = 1 << 16
+_STRETCH_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is fixed for a mount, and how far its servers have come."""
+
+    mount_id: str
+    volume_uuid: str
+    mountpoint: str
+    device: str
+    block_size: int
+    generation: int = 1
+    sid: int = 0
+    root: Ino = 1
+    init_in: bytes = b""
+    init_out: bytes = b""
+    sealed: bool = False
+    """The last server ended as it wanted to; False after a kill."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Mount options that the kernel fixed at mount time, as they were given."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """The last hand-overs with their phases in milliseconds."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Fields of a newer version, carried over."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """An open file handle and the request that opened it."""
+
+    fh: int
+    ino: Ino
+    flags: int
+    op: int
+
+
+class StateError(RefusedError):
+    """The state cannot be used; the mount is left as it is."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(
+            ExitCode.VOLUME_UNSUPPORTED,
+            "parked state",
+            rule,
+            "start the version of jfsd that wrote it, or unmount and mount again",
+        )
+
+
+class State:
+    """One mount's state over a memory file.
+
+    Table slots are handed out lowest first, so that the pages in use stay few.
+    """
+
+    def __init__(self, fd: int, header: Header) -> None:
+        """Use the memory file `fd`, which is large enough; `header` is what it holds."""
+        self.fd = fd
+        self.header = header
+        blocks = CHUNK_SIZE // header.block_size
+        self._slice_bytes = (_SLICE.size + 4 * blocks + 63) // 64 * 64
+        self._locks_at = _FILES_AT + _FILES * _FILE_BYTES
+        self._slices_at = self._locks_at + _LOCKS * _LOCK_BYTES
+        self._map = mmap.mmap(fd, _size(header.block_size))
+        self._map.madvise(mmap.MADV_DONTDUMP)
+        self._seq = 0
+        self._files = _Table(self._map, _FILES_AT, _FILE_BYTES, _FILES)
+        self._locks = _Table(self._map, self._locks_at, _LOCK_BYTES, _LOCKS)
+        self._slices = _Table(self._map, self._slices_at, 2 * self._slice_bytes, _SLICES)
+        self._file_slots: dict[int, int] = {}
+        self._lock_slots: dict[tuple[int, int], int] = {}
+        self._slice_slots: dict[int, int] = {}
+        self._slice_turns: dict[int, int] = {}
+
+    @classmethod
+    def create(cls, header: Header) -> State:
+        """Return a new state; the caller owns its descriptor."""
+        fd = os.memfd_create("jfsd-state", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _size(header.block_size))
+        state = cls(fd, header)
+        state.write_header(header)
+        return state
+
+    @classmethod
+    def load(cls, fd: int) -> State:
+        """Return the state that an earlier process left in `fd`.
+
+        Raises:
+            StateError: It is no state, damaged, or of an unknown layout.
+        """
+        header, seq = _read_header(fd)
+        if os.fstat(fd).st_size != _size(header.block_size):
+            raise StateError(f"its size is {os.fstat(fd).st_size}, not that of its layout")
+        state = cls(fd, header)
+        state._seq = seq
+        return state
+
+    def close(self) -> None:
+        """Unmap; the memory file and its descriptor stay."""
+        self._map.close()
+
+    # -- header
+
+    def write_header(self, header: Header) -> None:
+        """Replace the header; a kill meanwhile leaves the one before."""
+        fields = dataclasses.asdict(header)
+        more = fields.pop("more")
+        fields["init_in"] = b64encode(header.init_in).decode()
+        fields["init_out"] = b64encode(header.init_out).decode()
+        text = json.dumps({**more, **fields, "magic": _MAGIC, "layout": LAYOUT}).encode()
+        if len(text) > _HEADER_BYTES - _HEAD.size:
+            raise ValueError("header of the state is too long")
+        self._seq += 1
+        at = (self._seq & 1) * _HEADER_BYTES
+        self._map[at + _HEAD.size : at + _HEAD.size + len(text)] = text
+        _HEAD.pack_into(self._map, at, self._seq, len(text), crc32(text, self._seq))
+        self.header = header
+
+    def change(self, **changes: Any) -> None:  # noqa: ANN401 - the fields of Header
+        """Replace fields of the header."""
+        self.write_header(dataclasses.replace(self.header, **changes))
+
+    # -- requests that run
+
+    def running(self, op: int) -> None:
+        """Note that the handler of request `op` runs now; 0 when it waits or has ended."""
+        _WORD.pack_into(self._map, _RUNNING_AT, op)
+
+    def suspect(self) -> int:
+        """Return the request whose handler was running when the last process died, or 0."""
+        return int(_WORD.unpack_from(self._map, _RUNNING_AT)[0])
+
+    def accuse(self, op: int) -> int:
+        """Count that a process died in the handler of request `op`; return how often."""
+        free = None
+        for slot in range(_SUSPECTS):
+            at = _SUSPECTS_AT + slot * _SUSPECT_BYTES
+            crc, count, known = _SUSPECT.unpack_from(self._map, at)
+            if crc == _sum(self._map, at, _SUSPECT.size) and known == op:
+                _put(self._map, at, _SUSPECT, count + 1, op)
+                return int(count) + 1
+            if free is None and crc == 0:
+                free = at
+        _put(self._map, _SUSPECTS_AT if free is None else free, _SUSPECT, 1, op)
+        return 1
+
+    # -- open files
+
+    def add_file(self, record: FileRecord) -> None:
+        """Remember an open handle; call it before the open is answered."""
+        slot = self._file_slots[record.fh] = self._files.take()
+        at = self._files.at(slot)
+        _put(self._map, at, _FILE, record.flags & 0xFFFFFFFF, record.fh, record.ino, record.op)
+
+    def remove_file(self, fh: int) -> None:
+        """Forget a handle and its locks."""
+        slot = self._file_slots.pop(fh, None)
+        if slot is not None:
+            self._files.clear(slot)
+
+    def files(self) -> Iterator[FileRecord]:
+        """Yield the handles that an earlier process left; call once, before any change."""
+        for slot, at in self._files.found(_FILE.size):
+            _, flags, fh, ino, op = _FILE.unpack_from(self._map, at)
+            self._file_slots[fh] = slot
+            yield FileRecord(fh, ino, flags, op)
+
+    # -- owners of byte-range locks
+
+    def add_lock(self, fh: int, owner: int) -> None:
+        """Remember that `owner` may hold byte-range locks through a handle."""
+        if (fh, owner) in self._lock_slots:
+            return
+        slot = self._lock_slots[fh, owner] = self._locks.take()
+        _put(self._map, self._locks.at(slot), _LOCK, 0, fh, owner)
+
+    def remove_lock(self, fh: int, owner: int) -> None:
+        """Forget an owner."""
+        slot = self._lock_slots.pop((fh, owner), None)
+        if slot is not None:
+            self._locks.clear(slot)
+
+    def locks(self) -> Iterator[tuple[int, int]]:
+        """Yield (handle, owner) left by an earlier process; call once, before any change."""
+        for slot, at in self._locks.found(_LOCK.size):
+            _, _, fh, owner = _LOCK.unpack_from(self._map, at)
+            self._lock_slots[fh, owner] = slot
+            yield fh, owner
+
+    # -- pending slices
+
+    def put_slice(self, record: SliceRecord) -> None:
+        """Remember a pending slice as it is now; call it before the write is answered."""
+        slot = self._slice_slots.get(record.seq)
+        if slot is None:
+            slot = self._slice_slots[record.seq] = self._slices.take()
+            self._slice_turns[record.seq] = 0
+        turn = self._slice_turns[record.seq] = self._slice_turns[record.seq] + 1
+        at = self._slices.at(slot) + (turn & 1) * self._slice_bytes
+        count = len(record.slots)
+        end = at + _SLICE.size + 4 * count
+        struct.pack_into(f"<{count}i", self._map, at + _SLICE.size, *record.slots)
+        head = (
+            turn,
+            record.seq,
+            record.ino,
+            record.chunk,
+            record.pos,
+            record.length,
+            record.id,
+            record.mtime_ns,
+            count,
+        )
+        _SLICE.pack_into(self._map, at, 0, *head)
+        _CRC.pack_into(self._map, at, _sum(self._map, at, end - at))
+
+    def remove_slice(self, seq: int) -> None:
+        """Forget a slice that is committed or dropped."""
+        slot = self._slice_slots.pop(seq, None)
+        if slot is None:
+            return
+        del self._slice_turns[seq]
+        at = self._slices.at(slot)
+        _CRC.pack_into(self._map, at, 0)
+        _CRC.pack_into(self._map, at + self._slice_bytes, 0)
+        self._slices.free(slot)
+
+    def slices(self) -> list[SliceRecord]:
+        """Return the slices that an earlier process left; call once, before any change."""
+        found = []
+        for slot in self._slices.slots():
+            copies = [self._slice(self._slices.at(slot) + n * self._slice_bytes) for n in (0, 1)]
+            valid = [copy for copy in copies if copy is not None]
+            if valid:
+                turn, record = max(valid, key=lambda copy: copy[0])
+                self._slice_slots[record.seq] = self._slices.use(slot)
+                self._slice_turns[record.seq] = turn
+                found.append(record)
+        return found
+
+    def _slice(self, at: int) -> tuple[int, SliceRecord] | None:
+        crc, turn, seq, ino, chunk, pos, length, id_, mtime_ns, count = _SLICE.unpack_from(
+            self._map, at
+        )
+        size = _SLICE.size + 4 * count
+        if crc == 0 or size > self._slice_bytes or crc != _sum(self._map, at, size):
+            return None
+        slots = struct.unpack_from(f"<{count}i", self._map, at + _SLICE.size)
+        return turn, SliceRecord(seq, ino, chunk, pos, length, id_, mtime_ns, slots)
+
+
+class _Table:
+    """Fixed-size records; knows which slots are free, the records' content is the owner's."""
+
+    def __init__(self, memory: mmap.mmap, at: int, size: int, count: int) -> None:
+        self._memory = memory
+        self._at = at
+        self._size = size
+        self._count = count
+        self._fresh = 0
+        self._free: list[int] = []
+
+    def at(self, slot: int) -> int:
+        """Return the offset of a slot."""
+        return self._at + slot * self._size
+
+    def take(self) -> int:
+        """Return a free slot, now in use.
+
+        Raises:
+            OSError: ENFILE, all are in use.
+        """
+        if self._free:
+            return self._free.pop()
+        if self._fresh == self._count:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        self._fresh += 1
+        return self._fresh - 1
+
+    def clear(self, slot: int) -> None:
+        """Make a record invalid and free its slot."""
+        _CRC.pack_into(self._memory, self.at(slot), 0)
+        self.free(slot)
+
+    def free(self, slot: int) -> None:
+        """Free a slot."""
+        self._free.append(slot)
+
+    def use(self, slot: int) -> int:
+        """Take a particular slot into use, while an earlier process's records are read."""
+        self._free.extend(range(self._fresh, slot))
+        self._fresh = slot + 1
+        return slot
+
+    def slots(self) -> Iterator[int]:
+        """Yield all slots that were ever in use, lowest first, and perhaps some after them.
+
+        New slots are taken in order and a freed record keeps its content but for the CRC,
+        so behind the first stretch of zeros there is nothing.
+        """
+        slot = 0
+        while slot < self._count:
+            start = self.at(slot) // mmap.PAGESIZE * mmap.PAGESIZE
+            stretch = self._memory[start : start + _STRETCH_BYTES]
+            if not stretch.strip(b"\0"):
+                return
+            last = min((start + len(stretch) - self._at) // self._size + 1, self._count)
+            yield from range(slot, last)
+            slot = last
+
+    def found(self, size: int) -> Iterator[tuple[int, int]]:
+        """Yield (slot, offset) of valid records of `size` bytes, and take them into use."""
+        for slot in self.slots():
+            at = self.at(slot)
+            (crc,) = _CRC.unpack_from(self._memory, at)
+            if crc and crc == _sum(self._memory, at, size):
+                yield self.use(slot), at
+
+
+def _size(block_size: int) -> int:
+    slice_bytes = (_SLICE.size + 4 * (CHUNK_SIZE // block_size) + 63) // 64 * 64
+    return _FILES_AT + _FILES * _FILE_BYTES + _LOCKS * _LOCK_BYTES + _SLICES * 2 * slice_bytes
+
+
+def _sum(memory: mmap.mmap, at: int, size: int) -> int:
+    """Return the CRC of a record without its first word; never 0, which means free."""
+    return crc32(memory[at + 4 : at + size]) or 1
+
+
+def _put(memory: mmap.mmap, at: int, form: struct.Struct, *fields: int) -> None:
+    form.pack_into(memory, at, 0, *fields)
+    _CRC.pack_into(memory, at, _sum(memory, at, form.size))
+
+
+def _read_header(fd: int) -> tuple[Header, int]:
+    best: tuple[int, dict[str, Any]] | None = None
+    for at in (0, _HEADER_BYTES):
+        head = os.pread(fd, _HEAD.size, at)
+        if len(head) < _HEAD.size:
+            continue
+        seq, length, crc = _HEAD.unpack(head)
+        text = os.pread(fd, min(length, _HEADER_BYTES), at + _HEAD.size)
+        if seq and crc32(text, seq & 0xFFFFFFFF) == crc and (best is None or seq > best[0]):
+            best = seq, json.loads(text)
+    if best is None:
+        raise StateError("has no header with a matching checksum")
+    seq, fields = best
+    if fields.pop("magic", "") != _MAGIC or (layout := fields.pop("layout", 0)) != LAYOUT:
+        raise StateError(
+            f"is of layout {fields.get('layout', layout)}, this version reads {LAYOUT}"
+        )
+    names = {each.name for each in dataclasses.fields(Header)} - {"more"}
+    fields["init_in"] = b64decode(fields["init_in"])
+    fields["init_out"] = b64decode(fields["init_out"])
+    known = {name: value for name, value in fields.items() if name in names}
+    more = {name: value for name, value in fields.items() if name not in names}
+    return Header(**known, more=more), seq

@@ -1,0 +1,188 @@
+"""The parked state: complete at any moment, torn records ignored, foreign ones refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jfsd.chunk.pending import UPLOADED, SliceRecord
+from jfsd.daemon.state import FileRecord, Header, State, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEADER = Header("0123456789abcdef", "uuid", "/mnt/x", "0:40", 4 << 20, init_in=b"\0in", sid=7)
+
+
+@pytest.fixture
+def state() -> Iterator[State]:
+    made = State.create(HEADER)
+    yield made
+    made.close()
+    os.close(made.fd)
+
+
+def reread(state: State) -> State:
+    return State.load(state.fd)
+
+
+def slice_of(seq: int, length: int = 5, slots: tuple[int, ...] = (3,)) -> SliceRecord:
+    return SliceRecord(seq, 1 << 40, 9, 12, length, seq + 1000, 1_700_000_000_000_000_001, slots)
+
+
+def test_a_header_comes_back_as_it_was_written(state: State) -> None:
+    assert reread(state).header == HEADER
+    state.change(generation=2, init_out=b"\xff\x00", options={"ro": True}, sealed=True)
+    again = reread(state)
+    assert again.header == state.header
+    assert again.header.generation == 2
+    again.change(generation=3)
+    assert reread(state).header.generation == 3
+
+
+@pytest.mark.promise(8)
+def test_a_torn_header_leaves_the_one_before(state: State) -> None:
+    state.change(generation=2)
+    state.change(generation=3)
+    at = 65536 * ((state._seq) & 1)
+    for offset in (0, 8, 12, 20, 100):
+        kept = os.pread(state.fd, 1, at + offset)
+        os.pwrite(state.fd, bytes([kept[0] ^ 0x55]), at + offset)
+        assert State.load(state.fd).header.generation == 2
+        os.pwrite(state.fd, kept, at + offset)
+    assert State.load(state.fd).header.generation == 3
+
+
+@pytest.mark.promise(11)
+def test_what_is_no_state_is_refused_with_the_way_out() -> None:
+    fd = os.memfd_create("x")
+    with pytest.raises(StateError, match="checksum; start the version"):
+        State.load(fd)
+    os.ftruncate(fd, 1 << 20)
+    with pytest.raises(StateError, match="no header"):
+        State.load(fd)
+    os.close(fd)
+
+
+def test_an_unknown_layout_is_refused(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jfsd.daemon.state.LAYOUT", 99)
+    state.change(generation=2)
+    monkeypatch.undo()
+    with pytest.raises(StateError, match="layout"):
+        reread(state)
+
+
+def test_fields_of_a_newer_version_are_carried_over(state: State) -> None:
+    state.write_header(dataclasses.replace(HEADER, more={"colour": "green"}))
+    again = reread(state)
+    again.change(generation=5)
+    assert reread(state).header.more == {"colour": "green"}
+
+
+def test_files_and_locks_come_back(state: State) -> None:
+    records = [FileRecord(fh, 0x7FFFFFFF10000000 + fh, os.O_RDWR, 2 * fh) for fh in range(1, 50)]
+    for record in records:
+        state.add_file(record)
+        state.add_lock(record.fh, 0xFFFFFFFFFFFFFFFF - record.fh)
+    for record in records[::2]:
+        state.remove_file(record.fh)
+        state.remove_lock(record.fh, 0xFFFFFFFFFFFFFFFF - record.fh)
+    again = reread(state)
+    assert sorted(again.files(), key=lambda r: r.fh) == records[1::2]
+    assert set(again.locks()) == {(r.fh, 0xFFFFFFFFFFFFFFFF - r.fh) for r in records[1::2]}
+    again.add_file(FileRecord(1000, 5, 0, 4))
+    again.remove_file(records[1].fh)
+    left = {record.fh for record in reread(state).files()}
+    assert left == {r.fh for r in records[3::2]} | {1000}
+
+
+@pytest.mark.promise(3)
+def test_slices_come_back_as_last_written(state: State) -> None:
+    for seq in range(1, 300):
+        for length in (1, 2, seq):
+            state.put_slice(slice_of(seq, length, (seq, UPLOADED, *range(seq % 14))))
+    for seq in range(1, 300, 3):
+        state.remove_slice(seq)
+    left = sorted(reread(state).slices())
+    expected = [
+        slice_of(seq, seq, (seq, UPLOADED, *range(seq % 14)))
+        for seq in range(1, 300)
+        if seq % 3 != 1
+    ]
+    assert left == expected
+
+
+@pytest.mark.promise(3)
+@given(data=st.data())
+def test_a_torn_slice_leaves_the_version_before(data: st.DataObject) -> None:
+    state = State.create(HEADER)
+    try:
+        state.put_slice(slice_of(1, 10))
+        state.put_slice(slice_of(1, 11))
+        state.put_slice(slice_of(1, 12))
+        turn = state._slice_turns[1]
+        at = state._slices_at + (turn & 1) * state._slice_bytes
+        torn = data.draw(st.integers(0, 55))
+        before = state._map[at + torn]
+        state._map[at + torn] = before ^ data.draw(st.integers(1, 255))
+        assert [r.length for r in reread(state).slices()] == [11]
+    finally:
+        state.close()
+        os.close(state.fd)
+
+
+@given(seed=st.integers(0, 1 << 32))
+def test_noise_is_never_taken_for_a_record(seed: int) -> None:
+    data = random.Random(seed).randbytes(4096)
+    state = State.create(HEADER)
+    try:
+        state._map[state._slices_at : state._slices_at + 4096] = data
+        state._map[256 << 10 : (256 << 10) + 4096] = data
+        again = reread(state)
+        assert list(again.files()) == []
+        assert again.slices() == []
+    finally:
+        state.close()
+        os.close(state.fd)
+
+
+@pytest.mark.promise(9)
+def test_accusations_are_counted_across_processes(state: State) -> None:
+    state.running(42)
+    assert [reread(state).accuse(reread(state).suspect()) for _ in range(3)] == [1, 2, 3]
+    assert state.accuse(44) == 1
+    state.running(0)
+    assert reread(state).suspect() == 0
+
+
+@pytest.mark.promise(8)
+def test_a_kill_at_any_point_leaves_all_records_that_were_finished(state: State) -> None:
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        lengths = dict.fromkeys(range(1, 20), 0)
+        while True:
+            seq = random.randint(1, 19)
+            lengths[seq] += 1
+            state.put_slice(slice_of(seq, lengths[seq]))
+            os.write(write_end, seq.to_bytes(1, "little"))
+    os.close(write_end)
+    finished = bytearray()
+    while len(finished) < 20_000:
+        finished += os.read(read_end, 65536)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    while more := os.read(read_end, 65536):
+        finished += more
+    os.close(read_end)
+    for record in reread(state).slices():
+        done = finished.count(record.seq)
+        assert done <= record.length <= done + 1
+    assert len(reread(state).slices()) == 19
