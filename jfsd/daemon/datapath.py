@@ -12,6 +12,7 @@ from jfsd.chunk.budget import Budget
 from jfsd.chunk.cache import BlockCache, DiskCache, MemoryCache
 from jfsd.chunk.compact import Compactor
 from jfsd.chunk.lists import SliceLists
+from jfsd.chunk.pending import Journal
 from jfsd.chunk.reader import Reader
 from jfsd.chunk.writer import Writer
 from jfsd.config.settings import MountSettings
@@ -30,10 +31,28 @@ class DataPath:
     """
 
     def __init__(
-        self, meta: Meta, store: ObjectStore, volume: Volume, settings: MountSettings
+        self,
+        meta: Meta,
+        store: ObjectStore,
+        volume: Volume,
+        settings: MountSettings,
+        *,
+        arena_fd: int | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        """Join the parts.
+
+        Args:
+            meta: Slice lists.
+            store: Objects.
+            volume: The volume's setting.
+            settings: The mount's.
+            arena_fd: The arena of an earlier process; None for a new one.
+            journal: Told every step of a slice.
+        """
         self.on_commit: Callable[[Ino, Attr], None] | None = None
-        self.arena = Arena(Budget(settings.buffer_size_bytes), volume.block_size_bytes)
+        budget = Budget(settings.buffer_size_bytes)
+        self.arena = Arena(budget, volume.block_size_bytes, fd=arena_fd)
         lists = SliceLists(meta)
         self.blocks = BlockStore(
             store,
@@ -57,6 +76,7 @@ class DataPath:
             max_uploads=settings.max_uploads,
             on_commit=self._committed,
             compact=self.compactor.after_commit if compacts else None,
+            journal=journal,
         )
         self.reader = Reader(
             self.blocks,

@@ -321,6 +321,11 @@ class Names(Engine):
         result = await self.mutate("release", None, str(ino), str(self.sid))
         self._freed(ino, result[0])
 
+    async def sustained_inos(self) -> set[Ino]:
+        """Return the files that live on without a name because our session has them open."""
+        members = await self.connection.call("SMEMBERS", self.keys.sustained(self.sid))
+        return {int(member) for member in members}
+
     async def trash_links(self, ino: Ino) -> int:
         """Return how many of a file's links lie in the trash."""
         links = await self.connection.call("HGETALL", self.keys.parents(ino))

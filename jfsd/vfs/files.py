@@ -65,7 +65,7 @@ class FileOps(LockOps):
             self._keep_pages(ino, attr)
         return await self.shown(ino, attr)
 
-    async def open(self, caller: Caller, ino: Ino, flags: int) -> Opened:  # noqa: ARG002
+    async def open(self, caller: Caller, ino: Ino, flags: int) -> Opened:
         """Return a handle; the file is as its last closer left it (close-to-open).
 
         Raises:
@@ -76,7 +76,8 @@ class FileOps(LockOps):
         keep = self.same_contents(ino, attr)
         if not keep:
             self.reader.invalidate(ino)
-        return Opened(self.handles.open(ino, attr, flags, monotonic_s()).fh, keep_cache=keep)
+        handle = self.handles.open(ino, attr, flags, monotonic_s(), caller.op)
+        return Opened(handle.fh, keep_cache=keep)
 
     async def read(self, fh: int, off: int, size: int) -> ReadableBuffer:
         """Return up to `size` bytes from `off`; fewer only at the end of the file."""

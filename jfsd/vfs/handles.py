@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from jfsd.types import Attr, Ino
 
@@ -60,13 +61,51 @@ class FileHandle:
         return self.flags & _ACCESS_MODE != os.O_RDONLY
 
 
-class Handles:
-    """All open file handles, by number and by inode."""
+class HandleJournal(Protocol):
+    """Is told of every change of handles, before it is answered; must not wait."""
 
-    def __init__(self, first: int = 1) -> None:
-        self._next = first
+    def opened(self, fh: int, ino: Ino, flags: int, op: int) -> None:
+        """Request `op` opened a handle."""
+
+    def closed(self, fh: int) -> None:
+        """A handle is closed."""
+
+    def locking(self, fh: int, owner: int) -> None:
+        """An owner is about to hold byte-range locks through a handle."""
+
+    def unlocked(self, fh: int, owner: int) -> None:
+        """An owner holds none any more."""
+
+
+class NoHandleJournal:
+    """Remembers nothing."""
+
+    def opened(self, fh: int, ino: Ino, flags: int, op: int) -> None:
+        """Do nothing."""
+
+    def closed(self, fh: int) -> None:
+        """Do nothing."""
+
+    def locking(self, fh: int, owner: int) -> None:
+        """Do nothing."""
+
+    def unlocked(self, fh: int, owner: int) -> None:
+        """Do nothing."""
+
+
+class Handles:
+    """All open file handles, by number, by inode, and by the request that opened them.
+
+    A request that comes again after a restart finds the handle that it opened.
+    """
+
+    def __init__(self, journal: HandleJournal | None = None) -> None:
+        self.journal: HandleJournal = journal or NoHandleJournal()
+        self._next = 1
         self._files: dict[int, FileHandle] = {}
         self._inodes: dict[Ino, OpenInode] = {}
+        self._restored: dict[int, FileHandle] = {}
+        """Handles of earlier processes by request: only these can be asked for again."""
 
     def __len__(self) -> int:
         return len(self._files)
@@ -74,22 +113,37 @@ class Handles:
     def __iter__(self) -> Iterator[FileHandle]:
         return iter(self._files.values())
 
-    def open(self, ino: Ino, attr: Attr, flags: int, now_s: float) -> FileHandle:
-        """Return a new handle on `ino`, whose attributes are `attr` as of `now_s`."""
+    def open(self, ino: Ino, attr: Attr, flags: int, now_s: float, op: int = 0) -> FileHandle:
+        """Return a handle on `ino`, whose attributes are `attr` as of `now_s`.
+
+        It is new, unless request `op` opened one in an earlier process already.
+        """
+        known = self._restored.get(op) if op else None
+        if known is not None and known.ino == ino:
+            return known
+        handle = self._add(self._next, ino, attr, flags, now_s)
+        self._next += 1
+        self.journal.opened(handle.fh, ino, flags, op)
+        return handle
+
+    def restore(
+        self, fh: int, ino: Ino, attr: Attr, flags: int, op: int, now_s: float
+    ) -> FileHandle:
+        """Take a handle over from an earlier process; its number is never given out again."""
+        self._next = max(self._next, fh + 1)
+        handle = self._restored[op] = self._add(fh, ino, attr, flags, now_s)
+        handle.wrote = handle.writable
+        return handle
+
+    def _add(self, fh: int, ino: Ino, attr: Attr, flags: int, now_s: float) -> FileHandle:
         inode = self._inodes.get(ino)
         if inode is None:
             inode = self._inodes[ino] = OpenInode(ino, attr, now_s)
         else:
             inode.attr, inode.seen_s = attr, now_s
         inode.handles += 1
-        handle = self._files[self._next] = FileHandle(self._next, inode, flags)
-        self._next += 1
+        handle = self._files[fh] = FileHandle(fh, inode, flags)
         return handle
-
-    def next_fh(self) -> int:
-        """Return a number for a handle of another kind, never given out again."""
-        self._next += 1
-        return self._next - 1
 
     def get(self, fh: int) -> FileHandle:
         """Return the handle.
@@ -111,6 +165,7 @@ class Handles:
         handle = self._files.pop(fh, None)
         if handle is None:
             return None
+        self.journal.closed(fh)
         inode = handle.inode
         inode.handles -= 1
         if inode.handles:

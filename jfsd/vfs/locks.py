@@ -76,6 +76,7 @@ class LockOps(Core):
             await self.meta.setlk(caller, handle.ino, owner, LockType(lock_type), start, end, pid)
 
         if lock_type != fcntl.F_UNLCK:
+            self.handles.journal.locking(fh, owner)
             handle.posix_owners.add(owner)
             handle.inode.posix_owners.add(owner)
         await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
@@ -111,6 +112,7 @@ class LockOps(Core):
         if owner not in handle.inode.posix_owners:
             return
         handle.inode.posix_owners.discard(owner)
+        self.handles.journal.unlocked(handle.fh, owner)
         await self.meta.setlk(Caller(0, 0), handle.ino, owner, LockType.UNLOCK, 0, END_OF_FILE, 0)
         self._wake(handle.ino)
 

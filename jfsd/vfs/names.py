@@ -32,6 +32,9 @@ from jfsd.vfs.ports import Opened
 _BATCH = 256
 """Entries whose attributes are fetched together."""
 
+_DIRECTORY_HANDLE = 1 << 63
+"""Set in handles of directories; the other bits are the inode."""
+
 _NODE_TYPES = {
     stat.S_IFREG: NodeType.FILE,
     stat.S_IFDIR: NodeType.DIRECTORY,
@@ -114,7 +117,7 @@ class NameOps(Core):
             self.note_contents(ino, attr)
         elif not keep:
             self.reader.invalidate(ino)
-        handle = self.handles.open(ino, attr, flags, monotonic_s())
+        handle = self.handles.open(ino, attr, flags, monotonic_s(), caller.op)
         return Opened(handle.fh, keep_cache=keep), Node(ino, await self.shown(ino, attr))
 
     async def tmpfile(
@@ -124,7 +127,7 @@ class NameOps(Core):
         self.check_writable()
         ino, attr = await self.meta.tmpfile(caller, self.volume_ino(parent), stat.S_IMODE(mode))
         self.note_contents(ino, attr)
-        handle = self.handles.open(ino, attr, flags, monotonic_s())
+        handle = self.handles.open(ino, attr, flags, monotonic_s(), caller.op)
         handle.inode.sustained = True
         return Opened(handle.fh), Node(ino, attr)
 
@@ -185,19 +188,23 @@ class NameOps(Core):
     # -- listings -------------------------------------------------------------------------
 
     async def opendir(self, caller: Caller, ino: Ino) -> int:  # noqa: ARG002
-        """Return a handle for a listing; the directory is read at the first `readdir`."""
-        fh = self.handles.next_fh()
-        self._listings[fh] = _Listing(ino)
-        return fh
+        """Return a handle for a listing; the directory is read at the first `readdir`.
+
+        The number names the directory and nothing else: it stands for no state that a
+        restart could lose, and two listings of one directory share what was read.
+        """
+        return _DIRECTORY_HANDLE | ino
 
     async def readdir(self, fh: int, cookie: int) -> list[DirEntry]:
         """Return entries after `cookie` (0 is the start, with a fresh look); [] is the end.
 
         A handle of an earlier process is taken as it comes: cookies depend on names only.
         """
+        if not fh & _DIRECTORY_HANDLE:
+            fail(errno.EBADF)
         listing = self._listings.get(fh)
         if listing is None:
-            fail(errno.EBADF)
+            listing = self._listings[fh] = _Listing(fh ^ _DIRECTORY_HANDLE)
         if cookie == 0:
             listing.snapshot, listing.ahead = None, []
         ahead = _rest(listing.ahead, cookie)

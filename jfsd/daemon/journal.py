@@ -1,0 +1,103 @@
+"""Writes what changes into the parked state, and reads it back into a new server."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from jfsd.chunk.pending import PendingSlice
+from jfsd.clock import monotonic_s
+from jfsd.daemon.state import FileRecord, State
+from jfsd.types import Ino, NodeType
+from jfsd.vfs.dirs import blank_attr
+
+if TYPE_CHECKING:
+    from jfsd.meta.client import Meta
+    from jfsd.vfs.vfs import Vfs
+
+log = logging.getLogger(__name__)
+
+
+class SliceJournal:
+    """Keeps the pending slices of the write buffer in the state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def on_slice_open(self, pending: PendingSlice) -> None:
+        """Do nothing: a slice without bytes is worth nothing."""
+
+    def on_write(self, pending: PendingSlice) -> None:
+        """Remember the bytes that are now in the arena; the write is not answered yet."""
+        self._state.put_slice(pending.as_record())
+
+    def on_named(self, pending: PendingSlice) -> None:
+        """Remember the id, so that an upload is repeated under the same keys."""
+        self._state.put_slice(pending.as_record())
+
+    def on_freeze(self, pending: PendingSlice) -> None:
+        """Do nothing: whatever is found by a next process is frozen."""
+
+    def on_uploaded(self, pending: PendingSlice, block: int) -> None:
+        """Remember that a slot of the arena belongs to the slice no more."""
+        del block
+        self._state.put_slice(pending.as_record())
+
+    def on_committed(self, pending: PendingSlice) -> None:
+        """Forget the slice."""
+        self._state.remove_slice(pending.seq)
+
+
+class HandleJournal:
+    """Keeps the open handles and the owners of locks in the state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def opened(self, fh: int, ino: Ino, flags: int, op: int) -> None:
+        """Remember a handle."""
+        self._state.add_file(FileRecord(fh, ino, flags, op))
+
+    def closed(self, fh: int) -> None:
+        """Forget a handle."""
+        self._state.remove_file(fh)
+
+    def locking(self, fh: int, owner: int) -> None:
+        """Remember an owner of byte-range locks."""
+        self._state.add_lock(fh, owner)
+
+    def unlocked(self, fh: int, owner: int) -> None:
+        """Forget an owner."""
+        self._state.remove_lock(fh, owner)
+
+
+async def restore_handles(state: State, vfs: Vfs, meta: Meta) -> int:
+    """Give `vfs` the handles of the last process; return how many there are.
+
+    Which of their files are unlinked and live on only for them is known to Redis, in the
+    set of the session.
+    """
+    records = list(state.files())
+    attrs = await meta.getattrs([record.ino for record in records]) if records else []
+    sustained = await meta.sustained_inos()
+    now_s = monotonic_s()
+    for record, attr in zip(records, attrs, strict=True):
+        handle = vfs.handles.restore(
+            record.fh,
+            record.ino,
+            attr or blank_attr(NodeType.FILE),
+            record.flags,
+            record.op,
+            now_s,
+        )
+        handle.inode.sustained = record.ino in sustained
+    for fh, owner in state.locks():
+        try:
+            handle = vfs.handles.get(fh)
+        except OSError:
+            state.remove_lock(fh, owner)
+            continue
+        handle.posix_owners.add(owner)
+        handle.inode.posix_owners.add(owner)
+    vfs.handles.journal = HandleJournal(state)
+    return len(records)
