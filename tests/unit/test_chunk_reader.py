@@ -325,3 +325,25 @@ async def test_pending_block_that_was_uploaded_is_read_from_the_store():
             await asyncio.sleep(0.001)
         assert not stack.meta.commits
         assert await stack.read(1, 0, len(data) + 4) == data + b"tail"
+
+
+async def test_part_beyond_the_end_of_a_short_object_is_an_error():
+    async with Stack(block_size=1 << 16, limit=4 << 20, io_retries=1) as stack:
+        stack.store.objects["vol/chunks/0/0/3_0_65536"] = bytes(50_000)
+        commit(stack, 1, Slice(0, 3, 1 << 16, 0, 1 << 16))
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await stack.read(1, 49_990, 100)
+
+
+async def test_own_compaction_does_not_send_readers_after_old_objects():
+    async with Stack(compacting=True) as stack:
+        for n in range(3):
+            await stack.writer.write(1, n * 10, bytes([n + 1]) * 20)
+            await stack.writer.flush(1)
+        before = await stack.read(1, 0, 100)
+        await stack.compactor.compact(1, 0)
+        stack.store.calls.clear()
+        for key in range(10):
+            stack.blocks.pool.drop(key * 1024)
+        assert await stack.read(1, 0, 100) == before
+        assert len(stack.store.calls) == 1
