@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from jfsd.errors import ExitCode, RefusedError
-from jfsd.object.base import ObjectMissingError, ObjectStore
+from jfsd.object.base import ObjectDamagedError, ObjectMissingError, ObjectStore
 from jfsd.object.limit import LimitedStore, RateLimit, mbps
 from jfsd.object.local import LocalStore
 from jfsd.object.retry import RetryingStore, RetryPolicy
@@ -100,18 +100,25 @@ async def check_volume(store: ObjectStore, volume_name: str, uuid: str) -> bool:
     """Return True if the bucket is the volume's, False if it does not say whose it is.
 
     Raises:
-        RefusedError: It belongs to another volume (STORE_REFUSED).
-        StoreRefusedError: The mark may not be read.
-        ObjectDamagedError: The mark is encrypted with another key.
+        RefusedError: It belongs to another volume, or to one with another key (STORE_REFUSED).
+        StoreError: The mark cannot be read.
     """
+    mark = f"{volume_name}/{UUID_OBJECT}"
     try:
-        found = (await store.get(f"{volume_name}/{UUID_OBJECT}")).decode("ascii", "replace").strip()
+        found = (await store.get(mark)).decode("ascii", "replace").strip()
     except ObjectMissingError:
         return False
+    except ObjectDamagedError as error:
+        raise RefusedError(
+            ExitCode.STORE_REFUSED,
+            mark,
+            "it does not open with the volume's encryption key",
+            "correct the volume's bucket or its key",
+        ) from error
     if found != uuid:
         raise RefusedError(
             ExitCode.STORE_REFUSED,
-            f"{volume_name}/{UUID_OBJECT} {found[:40]!r}",
+            f"{mark} {found[:40]!r}",
             f"the bucket belongs to another volume, this one is {uuid}",
             "correct the volume's bucket, or mount the volume that it belongs to",
         )

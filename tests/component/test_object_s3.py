@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import ipaddress
 import logging
 import os
+import ssl
 import time
 from contextlib import asynccontextmanager, suppress
 
 import crc32c
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from jfsd.object.base import (
     ObjectMissingError,
@@ -169,11 +176,11 @@ class Script:
         self.answers = []
 
     @asynccontextmanager
-    async def serving(self):
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def serving(self, tls=None):
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
         port = server.sockets[0].getsockname()[1]
         async with server:
-            yield f"http://127.0.0.1:{port}/bkt"
+            yield f"http{'s' if tls else ''}://127.0.0.1:{port}/bkt"
 
     async def _serve(self, reader, writer):
         try:
@@ -298,3 +305,38 @@ async def test_tls_files_that_cannot_be_read(script):
     async with opened("https://127.0.0.1:1/bkt?ca-certs=/none") as store:
         with pytest.raises(StoreRefusedError, match="ca-certs"):
             await store.check()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1 that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = dt.datetime.now(dt.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    cert = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "tls.pem"
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + cert.public_bytes(pem))
+    return path
+
+
+async def test_tls(script, certificate):
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    async with script.serving(tls) as url:
+        async with opened(url) as store:
+            with pytest.raises(StoreRefusedError, match="ca-certs"):
+                await store.get("v/a")
+        assert script.requests == []
+        for query in (f"ca-certs={certificate}", "tls-insecure-skip-verify=true"):
+            script.answers = [reply(200, b"x")]
+            async with opened(f"{url}?{query}") as store:
+                assert await store.get("v/a") == b"x"

@@ -6,6 +6,7 @@ import pytest
 from support.chunk_fakes import FakeStore
 
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.object.base import ObjectDamagedError
 from jfsd.object.encrypt import EncryptedStore
 from jfsd.object.limit import LimitedStore
 from jfsd.object.local import LocalStore
@@ -108,6 +109,17 @@ async def test_a_bucket_of_another_volume_is_refused():
     assert refused.value.exit_code == ExitCode.STORE_REFUSED
     assert UUID in str(refused.value)
     assert "another" in str(refused.value)
+
+
+@pytest.mark.promise(16)
+async def test_a_bucket_with_another_key_is_refused():
+    class Sealed(FakeStore):
+        async def get(self, key, offset=0, length=None):
+            raise ObjectDamagedError(f"object {key} cannot be decrypted")
+
+    with pytest.raises(RefusedError, match="encryption key") as refused:
+        await check_volume(Sealed(), "v", UUID)
+    assert refused.value.exit_code == ExitCode.STORE_REFUSED
 
 
 def test_content_types():
