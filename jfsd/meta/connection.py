@@ -356,8 +356,7 @@ class Connection:
             await self._connect()
 
     async def _forbid_eviction(self) -> None:
-        reply = await self._reply("CONFIG", "GET", "maxmemory-policy")
-        policy = reply[1] if isinstance(reply, list) and len(reply) == 2 else b""
+        policy = await self._eviction_policy()
         if policy in (b"", b"noeviction"):
             return
         done = await self._reply("CONFIG", "SET", "maxmemory-policy", "noeviction")
@@ -368,6 +367,19 @@ class Connection:
                 self.url.redacted(),
                 policy.decode(),
             )
+        else:
+            log.info(
+                "metadata server %s: maxmemory-policy set from %s to noeviction",
+                self.url.redacted(),
+                policy.decode(),
+            )
+
+    async def _eviction_policy(self) -> bytes:
+        """Return the policy, also of hosted servers that forbid CONFIG; b"" if none says it."""
+        reply = await self._reply("CONFIG", "GET", "maxmemory-policy")
+        if isinstance(reply, list) and len(reply) == 2:
+            return bytes(reply[1])
+        return _field(await self._reply("INFO", "memory"), "maxmemory_policy")
 
     def _refuse(self, rule: str, mend: str) -> None:
         raise RefusedError(ExitCode.META_UNREACHABLE, self.url.redacted(), rule, mend)

@@ -120,6 +120,16 @@ async def test_eviction_is_switched_off_or_warned_about(own, caplog) -> None:
     assert "may evict keys" in record.getMessage()
 
 
+async def test_eviction_is_warned_about_where_config_is_forbidden(own, caplog) -> None:
+    client = own.client()
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    client.execute_command("ACL", "SETUSER", "default", "-config")
+    async with connected(own.url(0)):
+        pass
+    [record] = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "may evict keys (maxmemory-policy allkeys-lru)" in record.getMessage()
+
+
 # ---- while it runs
 
 
