@@ -122,7 +122,7 @@ class _Directory:
         self._used = 0
         self._down_until_s = 0.0
         self._free_checked_s = 0.0
-        self._scarce = False
+        self._spare_bytes = 0
 
     @property
     def up(self) -> bool:
@@ -188,7 +188,7 @@ class _Directory:
 
     def store(self, path: str, block: ReadableBuffer) -> None:
         """Write a block, then drop others if there are too many."""
-        if not self.up or not self._has_space():
+        if not self.up or not self._has_space(len(block)):
             return
         try:
             size = write_block(self.raw / path, block, checksum=self._checksum)
@@ -223,23 +223,27 @@ class _Directory:
             log.warning("cache %s is not used for a while: %s", self._root, error)
         self._down_until_s = clock.monotonic_s() + _RETRY_AFTER_S
 
-    def _has_space(self) -> bool:
+    def _has_space(self, size: int) -> bool:
+        """Return whether `size` bytes more leave the free space that is wanted."""
         now_s = clock.monotonic_s()
-        if now_s - self._free_checked_s >= _FREE_CHECK_S:
+        if size > self._spare_bytes or now_s - self._free_checked_s >= _FREE_CHECK_S:
             self._free_checked_s = now_s
-            self._scarce = self._lacks() > 0
-            if self._scarce:
-                self._shrink(self._lacks())
-                self._scarce = self._lacks() > 0
-        return not self._scarce
+            self._spare_bytes = self._spare()
+            if size > self._spare_bytes:
+                self._shrink(size - self._spare_bytes)
+                self._spare_bytes = self._spare()
+        if size > self._spare_bytes:
+            return False
+        self._spare_bytes -= size
+        return True
 
-    def _lacks(self) -> int:
-        """Return how many bytes are missing for the free space to be as wanted."""
+    def _spare(self) -> int:
+        """Return how many bytes are free above what is wanted; negative if they are missing."""
         try:
             fs = os.statvfs(self.raw)
         except OSError:
-            return 0
-        return int(fs.f_blocks * self._free_ratio - fs.f_bavail) * fs.f_frsize
+            return self._size_bytes
+        return int(fs.f_bavail - fs.f_blocks * self._free_ratio) * fs.f_frsize
 
     def _shrink(self, excess: int = 0) -> None:
         """Remove blocks not read for long until size and number are as wanted."""

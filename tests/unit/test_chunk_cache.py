@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -251,6 +252,23 @@ async def test_full_disk_is_not_filled_further(tmp_path):
         await written(cache)
         assert cache.used_bytes == 0
         assert await cache.get(name(1, 5), 0, 5) is None
+
+
+async def test_a_burst_leaves_the_free_space_that_is_wanted(tmp_path, monkeypatch):
+    total, block = 100, bytes(4 * 4096)
+
+    def statvfs(_path):
+        used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) // 4096
+        return SimpleNamespace(f_blocks=total, f_bavail=total - used, f_frsize=4096)
+
+    monkeypatch.setattr("os.statvfs", statvfs)
+    async with Opened(tmp_path, free_space_ratio=0.5) as cache:
+        for n in range(1, 40):  # all within the time between two checks
+            cache.put(name(n, len(block)), block)
+        await written(cache)
+        free = statvfs(tmp_path).f_bavail
+        assert 48 <= free <= 60
+        assert await cache.get(name(39, len(block)), 0, 5) == block[:5]
 
 
 async def test_failing_disk_is_left_alone(tmp_path, monkeypatch, caplog):
