@@ -68,7 +68,8 @@ class LockOps(Core):
         """Take, convert or drop a lock on bytes `start` … `end` (inclusive).
 
         Raises:
-            OSError: EAGAIN if a conflicting lock is held and `blocking` is false.
+            OSError: EAGAIN if a conflicting lock is held and `blocking` is false; EROFS, there
+                is no session that could hold one.
         """
         handle = self.handles.get(fh)
 
@@ -76,6 +77,7 @@ class LockOps(Core):
             await self.meta.setlk(caller, handle.ino, owner, LockType(lock_type), start, end, pid)
 
         if lock_type != fcntl.F_UNLCK:
+            self.check_writable()  # before the owner counts as one: its close must not fail
             self.handles.journal.locking(fh, owner)
             handle.posix_owners.add(owner)
             handle.inode.posix_owners.add(owner)

@@ -12,6 +12,7 @@ import pytest
 from support.filesystems import make_volume, open_vfs
 
 from jfsd.types import Caller
+from jfsd.vfs.ports import Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -123,3 +124,21 @@ async def test_flock_is_exclusive_and_goes_at_release(locker: Locker) -> None:
     await vfs.release(locker.caller(), one, 11)
     await waiter
     await vfs.release(locker.caller(), two, 22)
+
+
+async def test_a_refused_lock_of_a_read_only_mount_does_not_fail_the_close(
+    meta_url: str, tmp_path: Path
+) -> None:
+    volume = await make_volume(meta_url, tmp_path / "objects")
+    async with open_vfs(meta_url, volume) as vfs:
+        locker = Locker(vfs)
+        await locker.close(await locker.open(), 1)
+    async with open_vfs(meta_url, volume, "ro", Options(read_only=True)) as vfs:
+        locker = Locker(vfs)
+        ino = (await vfs.lookup(locker.caller(), 1, b"f")).ino
+        opened = await vfs.open(locker.caller(), ino, os.O_RDONLY)
+        with pytest.raises(OSError, match="Read-only") as info:
+            await locker.lock(opened.fh, 1, READ)
+        assert info.value.errno == errno.EROFS
+        vfs.meta.read_only = True
+        await locker.close(opened.fh, 1)
