@@ -14,6 +14,7 @@ from jfsd.config.flags import MOUNT_FLAGS, Value
 from jfsd.config.fuseopts import check_allow_other
 from jfsd.config.settings import MountSettings
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.systemd.fdstore import promised
 
 CAP_SYS_ADMIN = 21
 FUSE_CONF = Path("/etc/fuse.conf")
@@ -29,7 +30,7 @@ Examples:
 
 @click.command("mount", epilog=EPILOG)
 @click.argument("meta_url", metavar="META-URL")
-@click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path())
+@click.argument("mountpoint", metavar="MOUNTPOINT")  # click.Path would stat(2) it
 @flag_options(MOUNT_FLAGS)
 def command(meta_url: str, mountpoint: str, **parameters: Value | None) -> int:
     """Serve the volume of META-URL at MOUNTPOINT until it is unmounted.
@@ -50,6 +51,8 @@ def _check_place(mountpoint: str, settings: MountSettings) -> str:
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
     place = mounting.resolve(mountpoint)
+    if "fuse" in promised():
+        return place  # a live mount is handed to us: nobody serves it, so nobody may look at it
     mounting.check_mountpoint(place, nonempty=settings.fuse.nonempty)
     os.close(mounting.open_device())
     if os.geteuid() != 0:

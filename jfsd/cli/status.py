@@ -22,7 +22,7 @@ Examples:
 
 
 @click.command("status", epilog=EPILOG)
-@click.argument("target", metavar="META-URL|MOUNTPOINT", type=click.Path())
+@click.argument("target", metavar="META-URL|MOUNTPOINT")
 def command(target: str) -> None:
     """Print JSON about a volume: Setting (without secrets), Sessions, Stat (usage, trash).
 

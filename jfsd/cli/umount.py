@@ -19,7 +19,7 @@ _PATIENCE_S = 2.0
 
 
 @click.command("umount", epilog=EPILOG)
-@click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path())
+@click.argument("mountpoint", metavar="MOUNTPOINT")  # click.Path would stat(2) it
 @click.option(
     "--force",
     is_flag=True,

@@ -24,12 +24,24 @@ from jfsd.config.runtime import MountRecord, register, unregister
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
 from jfsd.daemon.datapath import DataPath
+from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
+from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
 from jfsd.daemon.phase import Life, Phase
+from jfsd.daemon.state import Header, State
 from jfsd.daemon.stop import Stopper
+from jfsd.daemon.takeover import (
+    Takeover,
+    check_same_mount,
+    fixed_options,
+    park,
+    take_over,
+    unpark,
+)
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.fuse import mount as mounting
 from jfsd.fuse import native
-from jfsd.fuse.session import Session, Terms
+from jfsd.fuse.mount import Mounted
+from jfsd.fuse.session import Session, Suspicion, Terms
 from jfsd.meta.client import Meta
 from jfsd.meta.connection import Connection
 from jfsd.meta.engine import FencedError
@@ -39,6 +51,7 @@ from jfsd.meta.session import SessionInfo
 from jfsd.meta.url import parse_meta_url
 from jfsd.object.base import ObjectStore
 from jfsd.object.open import check_volume, open_store
+from jfsd.systemd.notify import Notifier
 from jfsd.types import ROOT_INO, Ino, NodeType
 from jfsd.vfs.ports import Options
 from jfsd.vfs.vfs import Vfs
@@ -70,15 +83,26 @@ class _Server:
         self._settings = settings
         self._life = Life()
         self._failure: JfsdError | None = None
+        self._notifier = Notifier.from_environ()
+        self._takeover: Takeover | None = None
 
     async def run(self) -> int:
         """Start, serve, end."""
+        self._takeover = take_over(self._notifier)
         async with AsyncExitStack() as stack:
             meta, session, volume = await self._open_meta(stack)
             store = await self._open_store(stack, volume)
             root = await _find_root(meta, self._settings)
             await self._open_session(stack, meta, session)
-            path = DataPath(meta, store, volume, self._settings)
+            state = self._open_state(meta, volume, root)
+            path = DataPath(
+                meta,
+                store,
+                volume,
+                self._settings,
+                arena_fd=self._takeover.arena_fd if self._takeover else None,
+                journal=SliceJournal(state),
+            )
             await path.start(stack)
             jobs = Housekeeping(meta, path.blocks.delete_slice)
             stack.push_async_callback(jobs.close)
@@ -87,7 +111,8 @@ class _Server:
             path.on_commit = vfs.committed
             jobs.trees.open_inos = vfs.handles.open_inos
             stack.push_async_callback(self._flush, path)
-            await self._serve(stack, vfs, volume, session, jobs)
+            await self._restore(state, vfs, path)
+            await self._serve(stack, vfs, volume, session, jobs, state, path)
         self._life.enter(Phase.ENDED)
         if self._failure is not None:
             raise self._failure
@@ -98,9 +123,15 @@ class _Server:
     async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
         url = parse_meta_url(self._meta_url, os.environ)
         connection = Connection(url, deadline_s=META_PATIENCE_S)
-        await connection.open()
+        await connection.open(wait=self._takeover is not None)
         stack.push_async_callback(connection.close)
-        meta = Meta(connection, mount_id=secrets.token_hex(8), read_only=self._settings.read_only)
+        kept = self._takeover.state.header if self._takeover else None
+        meta = Meta(
+            connection,
+            mount_id=kept.mount_id if kept else secrets.token_hex(8),
+            generation=kept.generation + 1 if kept else 1,
+            read_only=self._settings.read_only,
+        )
         stack.push_async_callback(meta.close_engine)
         session = MetaSession(
             meta,
@@ -110,6 +141,8 @@ class _Server:
         session.clean_others = not self._settings.no_bgjob
         volume = await session.load_volume()
         volume.check_mountable(read_only=self._settings.read_only)
+        if kept:
+            check_same_mount(kept, self._mountpoint, volume.uuid, self._settings)
         meta.apply(volume)
         return meta, session, volume
 
@@ -139,19 +172,62 @@ class _Server:
             download_limit_mbps=settings.download_limit_mbps or volume.download_limit_mbps,
         )
         stack.push_async_callback(store.close)
-        await store.check()
-        await check_volume(store, volume.name, volume.uuid)
+        if self._takeover is None:
+            await store.check()
+            await check_volume(store, volume.name, volume.uuid)
         return store
 
     async def _open_session(self, stack: AsyncExitStack, meta: Meta, session: MetaSession) -> None:
         if self._settings.read_only:
             return
         await meta.claim()
-        await session.open()
+        await session.open(self._takeover.state.header.sid if self._takeover else 0)
         stack.push_async_callback(meta.forget_mount)
         stack.push_async_callback(session.close)
 
+    def _open_state(self, meta: Meta, volume: Volume, root: Ino) -> State:
+        """Return the mount's state: the one handed over, with our generation, or a new one."""
+        if self._takeover:
+            state = self._takeover.state
+            state.change(generation=meta.generation, sid=meta.sid, sealed=False)
+            return state
+        return State.create(
+            Header(
+                mount_id=meta.mount_id,
+                volume_uuid=volume.uuid,
+                mountpoint=self._mountpoint,
+                device="",
+                block_size=volume.block_size_bytes,
+                sid=meta.sid,
+                root=root,
+                options=fixed_options(self._settings),
+            )
+        )
+
+    async def _restore(self, state: State, vfs: Vfs, path: DataPath) -> None:
+        """Go on where the last server stopped: its handles, its locks, its pending slices."""
+        if self._takeover is None:
+            vfs.handles.journal = HandleJournal(state)
+            return
+        files = await restore_handles(state, vfs, vfs.meta)
+        slices = state.slices()
+        path.writer.adopt(slices)
+        log.info("takes over %d open files and %d pending slices", files, len(slices))
+
     # -- serve --------------------------------------------------------------------------------
+
+    def _mount(self, volume: Volume, state: State) -> Mounted:
+        """Return the mount to be served: a new one, or the one handed over."""
+        if self._takeover:
+            header = state.header
+            return Mounted(self._mountpoint, header.device, self._takeover.fuse_fd, header.init_in)
+        settings = self._settings
+        options = replace(
+            settings.fuse, read_only=settings.read_only, allow_other=settings.allow_other
+        )
+        mounted = mounting.mount(self._mountpoint, volume.name, options)
+        state.change(init_in=mounted.init_in, device=mounted.device)
+        return mounted
 
     async def _serve(
         self,
@@ -160,18 +236,26 @@ class _Server:
         volume: Volume,
         session: MetaSession,
         jobs: Housekeeping,
+        state: State,
+        path: DataPath,
     ) -> None:
         settings = self._settings
-        options = replace(
-            settings.fuse, read_only=settings.read_only, allow_other=settings.allow_other
-        )
-        mounted = mounting.mount(self._mountpoint, volume.name, options)
+        mounted = self._mount(volume, state)
         stack.callback(os.close, mounted.fd)
-        terms = Terms(volume.enable_acl, settings.max_readahead_bytes)
-        kernel = Session(vfs, mounted.fd, mounted.init_in, terms=terms)
+        kernel = Session(
+            vfs,
+            mounted.fd,
+            mounted.init_in,
+            adopted=self._takeover is not None,
+            init_out=state.header.init_out,
+            terms=Terms(volume.enable_acl, settings.max_readahead_bytes),
+            suspicion=Suspicion(
+                state.running, self._takeover.poisoned if self._takeover else frozenset()
+            ),
+        )
         stopper = Stopper(self._mountpoint, kernel)
         vfs.meta.ack_source = native.take_answered
-        self._on_signals(stopper)
+        self._on_signals(stopper, Handover(kernel, vfs, state))
         record = MountRecord(
             self._mountpoint,
             self._meta_url,
@@ -182,13 +266,24 @@ class _Server:
             settings.read_only,
         )
 
-        def ready(_resent: bool) -> None:
+        def ready(resent: bool) -> None:
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
             register(record)
             self._life.enter(Phase.SERVING)
-            log.info("%s is ready at %s", volume.name, self._mountpoint)
+            if self._takeover is None:
+                state.change(init_out=kernel.init_out)
+            park(self._notifier, mounted.fd, path.arena.fd, state)
+            self._notifier.ready(f"serving {volume.name}")
+            log.info(
+                "%s is ready at %s (generation %d%s)",
+                volume.name,
+                self._mountpoint,
+                state.header.generation,
+                ", requests come again" if resent else "",
+            )
 
         stack.callback(unregister, self._mountpoint)
+        stack.callback(unpark, self._notifier)
         helpers = [asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat")]
         if not (settings.read_only or settings.no_bgjob):
             helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
@@ -201,12 +296,14 @@ class _Server:
                 with suppress(asyncio.CancelledError, Exception):
                     await task
 
-    def _on_signals(self, stopper: Stopper) -> None:
+    def _on_signals(self, stopper: Stopper, handover: Handover) -> None:
         def stop() -> None:
             self._life.enter(Phase.STOPPING)
+            self._notifier.stopping()
             stopper.request()
 
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(HANDOVER_SIGNAL, handover.request)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 

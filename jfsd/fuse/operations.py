@@ -13,8 +13,8 @@ import errno
 import functools
 import logging
 import stat
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from jfsd.fuse import abi, native
 from jfsd.fuse.native import pyfuse3
@@ -55,7 +55,11 @@ def replying(handler: Handler[P, T]) -> Handler[P, T]:
     @functools.wraps(handler)
     async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return await handler(self, *args, **kwargs)
+            if self._mark is None:
+                return await handler(self, *args, **kwargs)
+            op = native.current()[0]
+            self._refuse_poison(op, args)
+            return await _Marked(handler(self, *args, **kwargs), op, self._mark)
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
         except pyfuse3.FUSEError:
@@ -77,8 +81,25 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, vfs: Vfs, *, acls: bool = False) -> None:
+    def __init__(
+        self,
+        vfs: Vfs,
+        *,
+        acls: bool = False,
+        mark: Callable[[int], None] | None = None,
+        poisoned: Collection[int] = (),
+    ) -> None:
+        """Serve `vfs`.
+
+        Args:
+            vfs: The file system.
+            acls: The kernel checks POSIX ACLs.
+            mark: Told the request whose handler runs, and 0 when it waits or has ended.
+            poisoned: Requests to answer with EIO, because they killed servers before.
+        """
         self.enable_acl = acls
+        self._mark = mark
+        self._poisoned = poisoned
         self._vfs = vfs
         self._waiting: dict[int, asyncio.Task[None]] = {}
         self._interrupted: set[int] = set()
@@ -374,6 +395,12 @@ class Operations(pyfuse3.Operations):
 
     # -- shared -------------------------------------------------------------------------------
 
+    def _refuse_poison(self, op: int, args: tuple[object, ...]) -> None:
+        """Raise EIO for a request that killed its servers before."""
+        if op in self._poisoned:
+            log.error("request %d killed its servers, answered with EIO: %r", op, args)
+            raise pyfuse3.FUSEError(errno.EIO)
+
     async def _lookup_dots(self, ino: Ino, name: bytes, caller: Caller) -> pyfuse3.EntryAttributes:
         attr = await self._vfs.getattr(caller, ino)
         if name == b".." and ino != pyfuse3.ROOT_INODE:
@@ -418,6 +445,40 @@ class Operations(pyfuse3.Operations):
         entry.st_mtime_ns = attr.mtime_ns
         entry.st_ctime_ns = attr.ctime_ns
         return entry
+
+
+class _Marked(Generic[T]):
+    """Awaits a handler and tells, step by step, when it is running and when it waits.
+
+    A process that dies while a handler runs leaves its request's number behind.
+    """
+
+    __slots__ = ("_handler", "_mark", "_op")
+
+    def __init__(
+        self, handler: Coroutine[Any, Any, T], op: int, mark: Callable[[int], None]
+    ) -> None:
+        self._handler = handler
+        self._op = op
+        self._mark = mark
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        handler, op, mark = self._handler, self._op, self._mark
+        resume: Callable[[Any], Any] = handler.send
+        value: Any = None
+        while True:
+            mark(op)
+            try:
+                waiting = resume(value)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            finally:
+                mark(0)
+            try:
+                value, resume = (yield waiting), handler.send
+            except BaseException as error:  # noqa: BLE001 - handed to the handler
+                value, resume = error, handler.throw
 
 
 def check_name(name: bytes) -> None:

@@ -49,6 +49,14 @@ class Terms:
     """0: as the kernel proposes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """How requests that kill their servers are found out, and which have been."""
+
+    mark: Callable[[int], None]
+    poisoned: frozenset[int] = frozenset()
+
+
 class Session:
     """One mount being served. There can be one in a process.
 
@@ -65,6 +73,7 @@ class Session:
         adopted: bool = False,
         init_out: bytes = b"",
         terms: Terms | None = None,
+        suspicion: Suspicion | None = None,
     ) -> None:
         """Prepare to serve.
 
@@ -75,6 +84,7 @@ class Session:
             adopted: The kernel has had its answer from an earlier process.
             init_out: That answer; a different one now is refused. b"" skips the check.
             terms: What to agree upon; for an adopted mount as it was agreed.
+            suspicion: Told which request is being worked on.
         """
         self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         os.set_blocking(self._fd, False)
@@ -83,6 +93,7 @@ class Session:
         self._adopted = adopted
         self._kept_init_out = init_out
         self._terms = terms or Terms()
+        self._suspicion = suspicion
         self._workers: Workers | None = None
 
     def __repr__(self) -> str:
@@ -160,7 +171,14 @@ class Session:
             max_readahead=terms.max_readahead_bytes,
             max_background=MAX_BACKGROUND,
         )
-        pyfuse3.init(Operations(self._vfs, acls=terms.acls), f"/dev/fd/{self._fd}", set())
+        suspicion = self._suspicion
+        operations = Operations(
+            self._vfs,
+            acls=terms.acls,
+            mark=suspicion.mark if suspicion else None,
+            poisoned=suspicion.poisoned if suspicion else (),
+        )
+        pyfuse3.init(operations, f"/dev/fd/{self._fd}", set())
         if not native.attached():
             raise RuntimeError("pyfuse3 does not go through jfsd.fuse._native")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 FIRST_FD = 3
 """SD_LISTEN_FDS_START: they follow each other from here."""
@@ -12,6 +12,14 @@ NO_NAME = "unknown"
 """What systemd calls a descriptor that was given none."""
 
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+
+
+def promised(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the descriptors passed to this process; nothing is taken."""
+    environ = os.environ if environ is None else environ
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    return environ.get("LISTEN_FDNAMES", "").split(":")
 
 
 def received(environ: MutableMapping[str, str] | None = None) -> dict[str, list[int]]:

@@ -28,6 +28,11 @@ class LockOps(Core):
 
     _waiters: defaultdict[Ino, set[asyncio.Event]]
 
+    @property
+    def waiting_locks(self) -> int:
+        """Requests that wait for a lock, and will for as long as it takes."""
+        return sum(map(len, self._waiters.values()))
+
     async def flock(
         self, caller: Caller, fh: int, owner: int, lock_type: int, blocking: bool
     ) -> None:

@@ -1,0 +1,117 @@
+"""What a server is started with: nothing, or the descriptors of a mount that is live.
+
+The keeper (the service manager's descriptor store, or our holder) passes three: `fuse`,
+the mount itself; `state`, what must be known of it; `arena`, the bytes that programs
+wrote and the store does not have. All three or none: half a mount is never served.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from jfsd.config.flags import MOUNT_FLAGS, Change
+from jfsd.config.settings import MountSettings
+from jfsd.daemon.state import Header, State, StateError
+from jfsd.errors import ExitCode, RefusedError
+from jfsd.systemd.fdstore import received
+from jfsd.systemd.notify import Notifier
+
+FUSE, STATE, ARENA = NAMES = ("fuse", "state", "arena")
+
+POISON = 3
+"""Deaths of servers in the handler of one request after which it is answered with EIO."""
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """A live mount that was handed to this process."""
+
+    fuse_fd: int
+    arena_fd: int
+    state: State
+    poisoned: frozenset[int] = frozenset()
+    """Requests that killed their servers too often."""
+
+
+def take_over(notifier: Notifier) -> Takeover | None:
+    """Return the mount that was handed to this process, or None if it shall make one.
+
+    Memory without a mount belongs to one that is gone: it is dropped, here and there.
+
+    Raises:
+        StateError: The mount cannot be served with what is there; it is left as it is.
+    """
+    found = received()
+    if not found.get(FUSE):
+        for name, fds in found.items():
+            notifier.remove(name)
+            for fd in fds:
+                os.close(fd)
+        return None
+    for name in NAMES:
+        if len(found.get(name, ())) != 1:
+            raise StateError(f"comes with {len(found.get(name, ()))} descriptors named {name}")
+    state = State.load(found[STATE][0])
+    return Takeover(found[FUSE][0], found[ARENA][0], state, _accuse(state))
+
+
+def fixed_options(settings: MountSettings) -> dict[str, Any]:
+    """Return the options that the kernel fixed at mount time, as they are kept in the state."""
+    return {
+        flag.option: str(getattr(settings, flag.field))
+        for flag in MOUNT_FLAGS
+        if flag.change is Change.FIXED
+    }
+
+
+def check_same_mount(
+    header: Header, mountpoint: str, volume_uuid: str, settings: MountSettings
+) -> None:
+    """Return if the mount can be served as it is asked for now.
+
+    Raises:
+        RefusedError: Another volume or mount point, or options that the kernel fixed
+            differ; all differences are named, and the mount is left as it is.
+    """
+    wanted = {"mount point": mountpoint, "volume": volume_uuid, **fixed_options(settings)}
+    kept = {"mount point": header.mountpoint, "volume": header.volume_uuid, **header.options}
+    differ = [
+        f"{name} was {kept.get(name, 'unset')}, is {value}"
+        for name, value in wanted.items()
+        if kept.get(name) != value
+    ]
+    if differ:
+        raise RefusedError(
+            ExitCode.ALREADY_MOUNTED,
+            header.mountpoint,
+            "cannot be taken over: " + ", ".join(differ),
+            "start with the former options, or unmount and mount again",
+        )
+
+
+def park(notifier: Notifier, fuse_fd: int, arena_fd: int, state: State) -> None:
+    """Give duplicates of the mount's descriptors to the keeper, if there is one.
+
+    To be called once the kernel's INIT is answered: before, the service manager would
+    take the descriptor for a broken one and drop it without a word.
+    """
+    notifier.store(STATE, state.fd)
+    notifier.store(ARENA, arena_fd)
+    notifier.store(FUSE, fuse_fd)
+
+
+def unpark(notifier: Notifier) -> None:
+    """Take the descriptors back: the mount is gone."""
+    for name in NAMES:
+        notifier.remove(name)
+
+
+def _accuse(state: State) -> frozenset[int]:
+    """Blame the request whose handler was running when the last server died."""
+    op = state.suspect()
+    state.running(0)
+    if state.header.sealed or not op:
+        return frozenset()
+    return frozenset((op,)) if state.accuse(op) >= POISON else frozenset()
