@@ -114,6 +114,8 @@ def test_what_is_in_the_buffer_survives_an_outage_of_the_store(
 
 
 @pytest.mark.jfsd_only
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_store_that_stays_away_is_an_error_at_fsync(
     own_redis: RedisServer, own_weed: WeedServer, new_volume: Callable[..., Volume]
 ) -> None:
