@@ -22,6 +22,7 @@ RESERVED = frozenset((b".accesslog", b".config", b".stats", b".control", TRASH_N
 """Names that the mount's root keeps for virtual files (format.md §8.2)."""
 
 _SEEN_MAX = 100_000
+_CLOSED_MAX = 10_000
 
 
 def fail(code: int) -> NoReturn:
@@ -43,6 +44,8 @@ class Core:
         self.options = options
         self.handles = Handles()
         self._seen: OrderedDict[Ino, Seen] = OrderedDict()
+        self._closed: OrderedDict[Ino, tuple[Attr, float]] = OrderedDict()
+        """Attributes of files closed lately and when they were true; empty without open cache."""
 
     @property
     def attr_timeout_s(self) -> float:
@@ -90,6 +93,8 @@ class Core:
             if inode.attr.mtime_ns != attr.mtime_ns:
                 self.reader.invalidate(ino)
             inode.attr, inode.seen_s = attr, monotonic_s()
+        elif ino in self._closed:
+            self._closed[ino] = attr, monotonic_s()
         pending = self.writer.dirty(ino)
         return attr if pending is None else dirty_attr(attr, *pending)
 
@@ -105,6 +110,24 @@ class Core:
         inode = self.handles.find(ino)
         if inode is not None:
             inode.attr, inode.seen_s = attr, monotonic_s()
+        elif ino in self._closed:
+            self._closed[ino] = attr, monotonic_s()
+
+    async def attr_at_open(self, ino: Ino) -> tuple[Attr, float]:
+        """Return attributes for an open, and when they were true: now, or within the open cache."""
+        inode, now_s = self.handles.find(ino), monotonic_s()
+        known = self._closed.get(ino) if inode is None else (inode.attr, inode.seen_s)
+        if known is not None and now_s - known[1] < self.options.open_cache_s:
+            return known
+        return await self.meta.getattr(ino), now_s
+
+    def note_closed(self, inode: OpenInode) -> None:
+        """Keep the attributes of a file that nobody has open any more for its next open."""
+        if self.options.open_cache_s:
+            self._closed[inode.ino] = inode.attr, inode.seen_s
+            self._closed.move_to_end(inode.ino)
+            if len(self._closed) > _CLOSED_MAX:
+                self._closed.popitem(last=False)
 
     def file_length(self, inode: OpenInode) -> int:
         """Return the length of an open file as this mount knows it."""

@@ -71,12 +71,12 @@ class FileOps(LockOps):
         Raises:
             OSError: ENOENT, EROFS, EPERM (immutable, append-only or trashed).
         """
-        attr = await self._attr_at_open(ino)
+        attr, seen_s = await self.attr_at_open(ino)
         self._check_open(attr, flags)
         keep = self.same_contents(ino, attr)
         if not keep:
             self.reader.invalidate(ino)
-        handle = self.handles.open(ino, attr, flags, monotonic_s(), caller.op)
+        handle = self.handles.open(ino, attr, flags, seen_s, caller.op)
         return Opened(handle.fh, keep_cache=keep)
 
     async def read(self, fh: int, off: int, size: int) -> ReadableBuffer:
@@ -140,6 +140,7 @@ class FileOps(LockOps):
             await self.meta.release_sustained(last.ino)
         else:
             self.writer.release(last.ino)
+            self.note_closed(last)
 
     async def fallocate(self, caller: Caller, fh: int, mode: int, off: int, length: int) -> None:
         """Allocate, punch or zero a range (format.md §9.10); no space is reserved."""
@@ -199,12 +200,6 @@ class FileOps(LockOps):
         return StatFs(*await self.meta.statfs(self.options.root))
 
     # -- shared ---------------------------------------------------------------------------
-
-    async def _attr_at_open(self, ino: Ino) -> Attr:
-        inode = self.handles.find(ino)
-        if inode is not None and monotonic_s() - inode.seen_s < self.options.open_cache_s:
-            return inode.attr
-        return await self.meta.getattr(ino)
 
     def _check_open(self, attr: Attr, flags: int) -> None:
         if flags & os.O_ACCMODE == os.O_RDONLY:

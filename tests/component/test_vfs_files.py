@@ -268,3 +268,34 @@ async def test_a_read_only_mount_changes_nothing(meta_url: str, tmp_path: Path, 
                 await attempt
             assert code(info) == errno.EROFS
         assert await content(vfs, node.ino) == b""
+
+
+async def length_at_open(vfs: Vfs, ino: int) -> int:
+    opened = await vfs.open(ROOT, ino, os.O_RDONLY)
+    length = vfs.handles.get(opened.fh).inode.attr.length
+    await vfs.release(ROOT, opened.fh, None)
+    return length
+
+
+async def test_the_open_cache_reuses_attributes_of_closed_files_for_its_time(
+    meta_url: str, tmp_path: Path, op: Ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    for module in ("core", "files", "names"):
+        monkeypatch.setattr(f"jfsd.vfs.{module}.monotonic_s", lambda: now_s)
+    volume = await make_volume(meta_url, tmp_path / "objects")
+    cached = Options(open_cache_s=10)
+    async with (
+        open_vfs(meta_url, volume, "m1", cached) as one,
+        open_vfs(meta_url, volume, "m2") as two,
+    ):
+        opened, node = await one.create(op(), 1, b"f", 0o644, RW)
+        await close(one, op, opened.fh)
+        await two.setattr(op(), node.ino, SetAttr(size=5), None)
+        now_s += 9
+        assert await length_at_open(one, node.ino) == 0
+        now_s += 2  # the open before has not made it last longer
+        assert await length_at_open(one, node.ino) == 5
+        await one.setattr(op(), node.ino, SetAttr(size=3), None)
+        assert await length_at_open(one, node.ino) == 3
+        assert await length_at_open(two, node.ino) == 3
