@@ -94,15 +94,10 @@ def receive_json(connection: socket.socket) -> tuple[Json, list[int]] | None:
     if not message and not fds:
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ValueError("the message is too long")
-        value = json.loads(message)
-        if not isinstance(value, dict):
-            raise ValueError("the message is not a JSON object")
+        return _parse(message, flags), fds
     except ValueError:
         close_all(fds)
         raise
-    return value, fds
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -137,6 +132,15 @@ def close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         with suppress(OSError):
             os.close(fd)
+
+
+def _parse(message: bytes, flags: int) -> Json:
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise ValueError("the message is too long")
+    value = json.loads(message)
+    if not isinstance(value, dict):
+        raise ValueError("the message is not a JSON object")  # noqa: TRY004
+    return value
 
 
 def _unpack(ancillary: list[tuple[int, int, bytes]]) -> tuple[Peer, list[int]]:
