@@ -11,10 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from support.session import wait_until
+
 from jfsd.daemon.holder import Started, start_holder
 from jfsd.daemon.holder_link import HolderClient
 from jfsd.daemon.holder_place import Place
-from support.session import wait_until
 
 SERVER = Path(__file__).with_name("fake_server.py")
 MOUNTPOINT = "/mnt/nowhere at-all"
