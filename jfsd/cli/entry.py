@@ -107,6 +107,9 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         result = jfsd.main(arguments, prog_name="jfsd", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else HELP, err=True)
+        return int(ExitCode.USAGE)
     except click.ClickException as error:
         return _report(_usage_line(error), ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):

@@ -9,6 +9,7 @@ import time
 import click
 
 from jfsd.config.runtime import MountRecord, find, unregister
+from jfsd.errors import ExitCode, JfsdError
 
 EPILOG = """\b
 Examples:
@@ -38,7 +39,18 @@ def command(mountpoint: str, force: bool) -> None:
     if record is not None and not force:
         _await_end(record)
     if record is not None and not _alive(record.pid):
-        unregister(place)
+        _tell_failure(place, record)
+        unregister(place, record.pid)
+
+
+def _tell_failure(place: str, record: MountRecord) -> None:
+    """Raise what the server left in its record: it did not store all that was written."""
+    left = find(place)
+    if left is not None and left.pid == record.pid and left.failure:
+        unregister(place, left.pid)
+        error = JfsdError(left.failure)
+        error.exit_code = ExitCode.STORE_UNREACHABLE
+        raise error
 
 
 def _await_end(record: MountRecord) -> None:

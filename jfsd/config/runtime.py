@@ -42,6 +42,8 @@ class MountRecord:
     read_only: bool = False
     passwords: dict[str, str] = field(default_factory=_passwords, repr=False)
     """Variables that the password of a URL without one came from."""
+    failure: str = ""
+    """Why its server ended, if not as it was asked to: read, told and removed by umount."""
 
 
 def runtime_directory() -> Path:
@@ -92,9 +94,14 @@ def register(record: MountRecord) -> Path:
     return path
 
 
-def unregister(mountpoint: str) -> None:
-    """Remove the record of the mount point, if there is one."""
-    (runtime_directory() / (escape(mountpoint) + ".json")).unlink(missing_ok=True)
+def unregister(mountpoint: str, pid: int) -> None:
+    """Remove the record of the mount point if it is the one of process `pid`.
+
+    A detached mount may end after another one was made in its place.
+    """
+    record = find(mountpoint)
+    if record is not None and record.pid == pid:
+        (runtime_directory() / (escape(mountpoint) + ".json")).unlink(missing_ok=True)
 
 
 def find(mountpoint: str) -> MountRecord | None:

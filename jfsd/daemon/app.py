@@ -20,7 +20,7 @@ from dataclasses import replace
 import uvloop
 
 from jfsd.config.credentials import check_complete, read_credentials
-from jfsd.config.runtime import MountRecord, register, unregister
+from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
 from jfsd.daemon.datapath import DataPath
@@ -61,6 +61,9 @@ log = logging.getLogger(__name__)
 META_PATIENCE_S = 300.0
 """How long an operation waits for a Redis that is away; then it fails with EIO."""
 
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a start that a signal undid."""
+
 FLUSH_PATIENCE_S = 300.0
 """How long a stop waits for what was written; then it says what is lost, and fails."""
 
@@ -71,7 +74,10 @@ def run_mount(meta_url: str, mountpoint: str, settings: MountSettings) -> int:
     Raises:
         RefusedError: It cannot be mounted as asked; nothing was changed.
     """
-    return uvloop.run(_Server(meta_url, mountpoint, settings).run())
+    try:
+        return uvloop.run(_Server(meta_url, mountpoint, settings).run())
+    except asyncio.CancelledError:
+        return STOPPED
 
 
 class _Server:
@@ -85,11 +91,20 @@ class _Server:
         self._failure: JfsdError | None = None
         self._notifier = Notifier.from_environ()
         self._takeover: Takeover | None = None
+        self._record: MountRecord | None = None
+        self._fenced = False
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the mount outlives this process: a newer server has it, or shall have."""
+        return self._fenced or (self._takeover is not None and self._life.phase is Phase.STARTING)
 
     async def run(self) -> int:
         """Start, serve, end."""
         self._takeover = take_over(self._notifier)
+        self._on_early_signals()
         async with AsyncExitStack() as stack:
+            stack.callback(self._unregister)
             meta, session, volume = await self._open_meta(stack)
             store = await self._open_store(stack, volume)
             root = await _find_root(meta, self._settings)
@@ -182,8 +197,7 @@ class _Server:
             return
         await meta.claim()
         await session.open(self._takeover.state.header.sid if self._takeover else 0)
-        stack.push_async_callback(meta.forget_mount)
-        stack.push_async_callback(session.close)
+        stack.push_async_callback(self._close_session, meta, session)
 
     def _open_state(self, meta: Meta, volume: Volume, root: Ino) -> State:
         """Return the mount's state: the one handed over, with our generation, or a new one."""
@@ -240,8 +254,20 @@ class _Server:
         path: DataPath,
     ) -> None:
         settings = self._settings
+        record = MountRecord(
+            self._mountpoint,
+            self._meta_url,
+            volume.name,
+            volume.uuid,
+            os.getpid(),
+            settings.subdir,
+            settings.read_only,
+        )
+        self._record = record
+        register(record)
         mounted = self._mount(volume, state)
         stack.callback(os.close, mounted.fd)
+        stack.callback(self._detach, mounted)
         kernel = Session(
             vfs,
             mounted.fd,
@@ -256,19 +282,9 @@ class _Server:
         stopper = Stopper(self._mountpoint, kernel)
         vfs.meta.ack_source = native.take_answered
         self._on_signals(stopper, Handover(kernel, vfs, state))
-        record = MountRecord(
-            self._mountpoint,
-            self._meta_url,
-            volume.name,
-            volume.uuid,
-            os.getpid(),
-            settings.subdir,
-            settings.read_only,
-        )
 
         def ready(resent: bool) -> None:
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
-            register(record)
             self._life.enter(Phase.SERVING)
             if self._takeover is None:
                 state.change(init_out=kernel.init_out)
@@ -282,15 +298,14 @@ class _Server:
                 ", requests come again" if resent else "",
             )
 
-        stack.callback(unregister, self._mountpoint)
-        stack.callback(unpark, self._notifier)
+        stack.callback(self._unpark)
         helpers = [asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat")]
         if not (settings.read_only or settings.no_bgjob):
             helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
         try:
             await kernel.serve(ready)
-        finally:
             self._life.enter(Phase.FLUSHING)
+        finally:
             for task in helpers:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
@@ -318,16 +333,54 @@ class _Server:
         except FencedError as error:
             log.error("this server ends: %s", error)  # noqa: TRY400
             self._failure = JfsdError(str(error))
+            self._fenced = True
             kernel.stop()
         except RefusedError as error:
             log.error("the mount ends: %s", error)  # noqa: TRY400 - the error is the message
             self._failure = error
             stopper.request()
 
+    def _on_early_signals(self) -> None:
+        """Let a signal during the start undo what was started; nobody uses the mount yet."""
+        task = asyncio.current_task()
+        if task is not None and self._takeover is None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, task.cancel)
+
     # -- end ----------------------------------------------------------------------------------
+
+    def _detach(self, mounted: Mounted) -> None:
+        """Leave no dead mount behind when serving failed; one that is handed on stays."""
+        entry = mounting.find(self._mountpoint)
+        if entry is not None and entry.device == mounted.device and not self._goes_on:
+            with suppress(RefusedError):
+                mounting.umount(self._mountpoint, lazy=True)
+
+    def _unpark(self) -> None:
+        """Take the descriptors back from the keeper: the mount is gone."""
+        if not self._goes_on:
+            unpark(self._notifier)
+
+    async def _close_session(self, meta: Meta, session: MetaSession) -> None:
+        """Leave nothing of the mount in Redis, unless another server goes on with it."""
+        if not self._goes_on:
+            await session.close()
+            await meta.forget_mount()
+
+    def _unregister(self) -> None:
+        """Remove our record, or leave in it why this server ended."""
+        if self._record is None:
+            return
+        if self._failure is not None and find(self._mountpoint) == self._record:
+            register(replace(self._record, failure=str(self._failure)))
+        else:
+            unregister(self._mountpoint, self._record.pid)
 
     async def _flush(self, path: DataPath) -> None:
         """Store what was written; what cannot be stored in time is named, and lost."""
+        if self._goes_on:
+            return
         try:
             async with asyncio.timeout(FLUSH_PATIENCE_S):
                 await path.writer.flush_all()

@@ -30,13 +30,11 @@ from typing import NamedTuple
 from jfsd import log as logs
 from jfsd.daemon.holder_child import OWN_VARIABLES, Command, protect_from_oom
 from jfsd.daemon.holder_keeper import Keeper, Terms
-from jfsd.daemon.holder_log import LogFile
+from jfsd.daemon.holder_log import OWN_LOGGER, LogFile
 from jfsd.daemon.holder_place import HeldError, HolderError, Place
 from jfsd.daemon.holder_wire import Json
 from jfsd.errors import ExitCode, JfsdError
 from jfsd.fuse import mount as mounting
-
-log = logging.getLogger("jfsd.daemon.holder")
 
 _START_MARGIN_S = 15.0
 """What a holder may take beyond its server's deadline, to end a server and to say so."""

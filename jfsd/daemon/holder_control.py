@@ -26,11 +26,12 @@ from contextlib import suppress
 from typing import Protocol
 
 from jfsd.daemon.holder_child import Command
+from jfsd.daemon.holder_log import OWN_LOGGER
 from jfsd.daemon.holder_place import HolderError
 from jfsd.daemon.holder_store import Store
 from jfsd.daemon.holder_wire import Json, close_all, peer_of, receive_json, send_json
 
-log = logging.getLogger("jfsd.daemon.holder")
+log = logging.getLogger(OWN_LOGGER)
 
 MAX_CONNECTIONS = 64
 

@@ -26,14 +26,14 @@ from enum import Enum
 from jfsd.daemon.holder_child import Command, ServerProcess, reap_strangers, signal_name, spawn
 from jfsd.daemon.holder_control import Control, Order
 from jfsd.daemon.holder_kernel import become_subreaper
-from jfsd.daemon.holder_log import LogFile
+from jfsd.daemon.holder_log import OWN_LOGGER, LogFile
 from jfsd.daemon.holder_place import HolderError, Place
 from jfsd.daemon.holder_policy import Death, Delays, Verdict, judge
 from jfsd.daemon.holder_store import FUSE, Store
 from jfsd.daemon.holder_wire import Json, Notice, close_all, descends, receive_notice
 from jfsd.errors import ExitCode
 
-log = logging.getLogger("jfsd.daemon.holder")
+log = logging.getLogger(OWN_LOGGER)
 
 ABORT_GRACE_S = 2.0
 """From SIGABRT, which leaves a traceback, to SIGKILL, which leaves nothing."""
@@ -435,6 +435,8 @@ class Keeper:
             self._stop_wanted = True  # it was killed on its way: the next one goes on there
         if self.stage is Stage.DRAINING and self._orders:
             self._drain_ms = _ms(self._ended_s - self._orders[0].began_s)
+        if self._expired:
+            words = f"not ready within {self._terms.ready_s:g} s" + (f": {words}" if words else "")
         self._dispose(death, words or f"the server {server.ended_how} before it was ready")
 
     def _dispose(self, death: Death, words: str) -> None:

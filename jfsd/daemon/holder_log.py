@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+OWN_LOGGER = "jfsd.daemon.holder"
+"""What the holder's own lines are signed with: they are not a server's last words."""
+
 MAX_BYTES = 32 << 20
 """A log in a memory file system must not fill it: above this, one former part is kept."""
 
 _TAIL_BYTES = 16384
+_OWN_LINE = f"[{OWN_LOGGER}]"
 _REPORT = "jfsd: "
 """How the one line begins in which a command says why it failed."""
 
@@ -31,7 +35,8 @@ class LogFile:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(since if since <= end else 0, end - _TAIL_BYTES))
             text = file.read().decode(errors="backslashreplace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.endswith(_OWN_LINE)]
         reports = [line.removeprefix(_REPORT) for line in lines if line.startswith(_REPORT)]
         return (reports or lines or [""])[-1]
 

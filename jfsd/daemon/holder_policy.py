@@ -72,8 +72,9 @@ def judge(death: Death) -> Verdict:
 class Delays:
     """How long to wait before the next start: longer, the more starts fail in a row.
 
-    Programs wait meanwhile, so a server that was up is replaced at once; so is one that
-    was killed from outside, but for a breath in which whatever kills may come to an end.
+    Programs wait meanwhile, so a server that was up is replaced at once, and so is one that
+    left in order; a start that was killed from outside is repeated after a breath, in which
+    whatever kills may come to an end.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,8 @@ class Delays:
 
     def after(self, death: Death) -> float:
         """Return the seconds to wait after this death."""
-        if death.was_ready and (death.ready_for_s >= STEADY_S or death.was_sigkilled):
+        planned = death.status == 0 or death.was_sigkilled
+        if death.was_ready and (planned or death.ready_for_s >= STEADY_S):
             self._failed = 0
             return 0.0
         if death.was_sigkilled and not death.expired:

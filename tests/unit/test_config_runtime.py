@@ -27,9 +27,15 @@ def test_a_registered_mount_is_found_until_it_is_unregistered():
     register(record())
     assert find("/mnt/a b") == record()
     assert find("/mnt/a") is None
-    unregister("/mnt/a b")
+    unregister("/mnt/a b", 7)
     assert find("/mnt/a b") is None
-    unregister("/mnt/a b")
+    unregister("/mnt/a b", 7)
+
+
+def test_a_server_that_ends_late_leaves_the_record_of_the_next_mount():
+    register(record())
+    unregister("/mnt/a b", 6)
+    assert find("/mnt/a b") == record()
 
 
 def test_the_last_registration_counts():
