@@ -15,7 +15,6 @@ start, before its files can be replaced underneath.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import select
 import signal
@@ -30,7 +29,7 @@ from typing import NamedTuple
 from jfsd import log as logs
 from jfsd.daemon.holder_child import OWN_VARIABLES, Command, protect_from_oom
 from jfsd.daemon.holder_keeper import Keeper, Terms
-from jfsd.daemon.holder_log import OWN_LOGGER, LogFile
+from jfsd.daemon.holder_log import LogFile
 from jfsd.daemon.holder_place import HeldError, HolderError, Place
 from jfsd.daemon.holder_wire import Json
 from jfsd.errors import ExitCode, JfsdError

@@ -9,13 +9,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from support.session import wait_until
 
 from jfsd.daemon.holder import Started, start_holder
 from jfsd.daemon.holder_link import HolderClient
-from jfsd.daemon.holder_place import Place
+from jfsd.daemon.holder_place import HolderError, Place
 
 SERVER = Path(__file__).with_name("fake_server.py")
 MOUNTPOINT = "/mnt/nowhere at-all"
@@ -42,9 +43,10 @@ class Bench:
         own = {"FAKE_JOURNAL": str(self.journal_path), "FAKE_MOUNTPOINT": MOUNTPOINT}
         return {**os.environ, **own, **{k: str(v) for k, v in extra.items()}}
 
-    def start(self, deadline_s: float = 10, *, server: dict[str, object] | None = None, **how):
-        started = start_holder(MOUNTPOINT, self.argv, self.env(**(server or {})), deadline_s, **how)
-        assert isinstance(started, Started)
+    def start(self, deadline_s: float = 10, *, server=None, argv=None, **how) -> Started:
+        """Start a holder; `server` says how the fake one shall behave."""
+        env = self.env(**(server or {}))
+        started = start_holder(MOUNTPOINT, argv or self.argv, env, deadline_s, **how)
         self.holders.add(started.holder)
         return started
 
@@ -84,6 +86,12 @@ class Bench:
         """Return our processes that live: the holders met, and servers by their journal."""
         return {pid for pid in self.holders | {int(e[-1]) for e in self.journal()} if alive(pid)}
 
+    def stop(self) -> None:
+        """Stop the mount, and wait until nothing is left."""
+        with contextlib.suppress(HolderError), self.ask() as holder:
+            holder.stop(limit_s=10)
+        wait_until(self.gone, 5, "nothing is left of the holder")
+
     def gone(self) -> bool:
         return not self.pids() and not self.place.directory.exists()
 
@@ -114,3 +122,18 @@ def kill(pid: int, number: int = signal.SIGKILL) -> float:
     """Signal the process; return when."""
     os.kill(pid, number)
     return time.monotonic()
+
+
+def held(monkeypatch) -> Iterator[Bench]:
+    """Yield a bench; fail if a test leaves processes that the bench has to kill unasked."""
+    bench = Bench()
+    monkeypatch.setenv("JFSD_RUNTIME_DIR", str(bench.runtime))
+    try:
+        yield bench
+        if bench.pids():
+            bench.stop()
+        assert bench.gone(), bench.pids()
+    finally:
+        log = bench.place.log
+        print(log.read_text() if log.exists() else "no log")
+        bench.close()
