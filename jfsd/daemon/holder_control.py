@@ -18,7 +18,7 @@ answer has asked all the same.
 from __future__ import annotations
 
 import logging
-import selectors
+import math
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from typing import Protocol
 
 from jfsd.daemon.holder_child import Command
 from jfsd.daemon.holder_log import OWN_LOGGER
+from jfsd.daemon.holder_loop import Loop
 from jfsd.daemon.holder_place import HolderError
 from jfsd.daemon.holder_store import Store
 from jfsd.daemon.holder_wire import Json, close_all, peer_of, receive_json, send_json
@@ -90,15 +91,13 @@ class Subject(Protocol):
 class Control:
     """Listens; every connection is a client with any number of requests."""
 
-    def __init__(
-        self, subject: Subject, listener: socket.socket, selector: selectors.BaseSelector
-    ) -> None:
+    def __init__(self, subject: Subject, listener: socket.socket, loop: Loop) -> None:
         """Begin to listen; owns the listener."""
         self.subject = subject
-        self.selector = selector
+        self.loop = loop
         self.clients: set[Client] = set()
         self._listener = listener
-        selector.register(listener, selectors.EVENT_READ, self._accept)
+        loop.watch(listener, self._accept)
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -106,7 +105,7 @@ class Control:
             return
         for client in list(self.clients):
             client.close()
-        self.selector.unregister(self._listener)
+        self.loop.forget(self._listener)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -131,12 +130,12 @@ class Client:
         self._control = control
         self._connection = connection
         self._pid = pid
-        control.selector.register(connection, selectors.EVENT_READ, self._on_request)
+        control.loop.watch(connection, self._on_request)
 
     def close(self) -> None:
         """Hang up."""
         if self._connection.fileno() >= 0:
-            self._control.selector.unregister(self._connection)
+            self._control.loop.forget(self._connection)
             self._connection.close()
         self._control.clients.discard(self)
 
@@ -203,8 +202,8 @@ class Client:
             self.answer,
             command=_command(request) if kind == "upgrade" else None,
             warm=bool(request.get("warm")),
-            drain_s=float(request.get("drain_s") or 0),
-            ready_s=float(request.get("ready_s") or 0),
+            drain_s=_seconds(request, "drain_s"),
+            ready_s=_seconds(request, "ready_s"),
         )
 
 
@@ -224,3 +223,10 @@ def _text(request: Json, name: str) -> str:
     if not isinstance(value, str) or not value or ":" in value:
         raise ValueError(f"{name} must be a word")
     return value
+
+
+def _seconds(request: Json, name: str) -> float:
+    value = request.get(name) or 0
+    if not isinstance(value, int | float) or not 0 <= value < 1e9 or math.isnan(value):
+        raise ValueError(f"{name} must be seconds")
+    return float(value)

@@ -1,8 +1,5 @@
 """The holder's heart: one mount's descriptors, and always one server for them.
 
-One thread, one selector. Each turn of the loop deals with what came in before it judges
-who ended or is late, so that a word said before the end is always heard before it.
-
 Invariants: at most one process has been told to serve and has not ended; a server is
 started with everything that is kept; nothing that is kept is closed but by its server's
 word, or with the holder itself.
@@ -11,11 +8,8 @@ word, or with the holder itself.
 from __future__ import annotations
 
 import logging
-import math
 import os
-import selectors
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,9 +21,11 @@ from jfsd.daemon.holder_child import Command, ServerProcess, reap_strangers, sig
 from jfsd.daemon.holder_control import Control, Order
 from jfsd.daemon.holder_kernel import become_subreaper
 from jfsd.daemon.holder_log import OWN_LOGGER, LogFile
+from jfsd.daemon.holder_loop import Loop
 from jfsd.daemon.holder_place import HolderError, Place
 from jfsd.daemon.holder_policy import Death, Delays, Verdict, judge
 from jfsd.daemon.holder_store import FUSE, Store
+from jfsd.daemon.holder_successor import Successor
 from jfsd.daemon.holder_wire import Json, Notice, close_all, descends, receive_notice
 from jfsd.errors import ExitCode
 
@@ -104,7 +100,7 @@ class Keeper:
         self._report = report
 
         self._server: ServerProcess | None = None
-        self._standby: _Standby | None = None
+        self._successor: Successor | None = None
         self._orders: deque[Order] = deque()
         self._stops: list[Order] = []
         self._stop_wanted = False
@@ -119,8 +115,7 @@ class Keeper:
         self._events: deque[Json] = deque(maxlen=_EVENTS)
         self._exit_code = 0
 
-        self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
-        self._selector = selectors.DefaultSelector()
+        self._loop = Loop()
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -131,75 +126,52 @@ class Keeper:
             The last server's exit code; of a server that never came up, too.
         """
         with ExitStack() as stack:
-            stack.callback(self._selector.close)
             stack.callback(self.store.close)
             self._listen(stack)
             self._report({"holder": os.getpid()})
             if adopt:
                 self.stage = Stage.ADOPTING
-                self._after("ready", self._terms.ready_s, self._nobody_came)
+                self._loop.after("ready", self._terms.ready_s, self._nobody_came)
             else:
                 self._start()
-                self._after("ready", self._terms.ready_s, self._not_ready)
-            self._after("trim", _TRIM_EVERY_S, self._trim)
+                self._loop.after("ready", self._terms.ready_s, self._not_ready)
+            self._loop.after("trim", _TRIM_EVERY_S, self._trim)
             while self.stage is not Stage.ENDED:
-                self._turn()
+                self._loop.turn(self._look)
             self._control.close()
         return self._exit_code
 
     def _listen(self, stack: ExitStack) -> None:
         become_subreaper()
-        wake, self._waker = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._loop.listen_to(_CALLS, stack)
         self._notices = stack.enter_context(self._place.listen_notify())
-        self._control = Control(self, self._place.listen_control(), self._selector)
+        self._loop.watch(self._notices)
+        self._control = Control(self, self._place.listen_control(), self._loop)
         stack.callback(self._control.close)
-        for end in (wake, self._waker):
-            stack.callback(end.close)
-        self._selector.register(wake, selectors.EVENT_READ, lambda: _drain_wakes(wake))
-        self._selector.register(self._notices, selectors.EVENT_READ, lambda: None)
-        self._called: set[int] = set()
-        for number in _CALLS:
-            signal.signal(number, lambda number, _: self._called.add(number))
-        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._waker.fileno()))
 
-    def _turn(self) -> None:
-        due_s = min((at for at, _ in self._timers.values()), default=math.inf)
-        timeout_s = max(0.0, due_s - time.monotonic()) if due_s < math.inf else None
-        for key, _ in self._selector.select(timeout_s):
-            key.data()
-        server, standby = self._server, self._standby
+    def _look(self) -> None:
+        """Hear what was said, then see who has ended: words come before the end."""
+        server, successor = self._server, self._successor
         server_ended = server is not None and server.ended
-        standby_ended = standby is not None and standby.process.ended
+        successor_ended = successor is not None and successor.process.ended
         while (notice := receive_notice(self._notices)) is not None:
             self._on_notice(notice)
-        if standby_ended and standby is self._standby:
-            self._standby_died()
+        if successor_ended and successor is self._successor:
+            self._successor_died()
         if server_ended and server is self._server:
             self._on_end()
-        reap_strangers(
-            {process.pid for process in (self._server, self._standby_process) if process}
-        )
+        mine = (self._server, self._successor.process if self._successor else None)
+        reap_strangers({process.pid for process in mine if process})
         self._answer_calls()
-        for name, (at_s, act) in list(self._timers.items()):
-            if at_s <= time.monotonic() and self._timers.get(name) == (at_s, act):
-                del self._timers[name]
-                act()
-
-    def _after(self, name: str, delay_s: float, act: Callable[[], None]) -> None:
-        self._timers[name] = (time.monotonic() + delay_s, act)
-
-    def _cancel(self, *names: str) -> None:
-        for name in names:
-            self._timers.pop(name, None)
 
     def _trim(self) -> None:
         with suppress(OSError):
             self._log.trim()
-        self._after("trim", _TRIM_EVERY_S, self._trim)
+        self._loop.after("trim", _TRIM_EVERY_S, self._trim)
 
     def _answer_calls(self) -> None:
         """Do what signals to the holder ask for."""
-        calls, self._called = self._called, set()
+        calls = self._loop.take_calls()
         if calls & {signal.SIGTERM, signal.SIGINT}:
             self.stop(Order("stop"))
         if signal.SIGHUP in calls and self._server and self.stage is Stage.SERVING:
@@ -211,7 +183,7 @@ class Keeper:
 
     def _start(self) -> None:
         """Start the server now."""
-        self._cancel("start")
+        self._loop.cancel("start")
         self._log_began = self._log.size()
         try:
             pid = spawn(self._command, self.store.all(), self._variables())
@@ -222,7 +194,7 @@ class Keeper:
         self._attend(ServerProcess(pid))
         self.stage = Stage.STARTING
         if not self._first:
-            self._after("ready", self._terms.ready_s, self._not_ready)
+            self._loop.after("ready", self._terms.ready_s, self._not_ready)
         log.info("server %d starts (%s)", pid, self._cause)
 
     def _variables(self) -> dict[str, str]:
@@ -237,11 +209,11 @@ class Keeper:
     def _attend(self, process: ServerProcess | None) -> None:
         """Make `process` the server, and be woken when it ends."""
         if self._server is not None:
-            self._selector.unregister(self._server.fd)
+            self._loop.forget(self._server.fd)
             self._server.close()
         self._server = process
         if process is not None:
-            self._selector.register(process.fd, selectors.EVENT_READ, lambda: None)
+            self._loop.watch(process.fd)
 
     def _could_not_start(self, error: OSError) -> None:
         log.error("cannot run %s: %s", self._command.argv[0], error.strerror)
@@ -256,11 +228,16 @@ class Keeper:
         log.warning("server %d is not ready in time", self._server.pid)
         if self._first:
             self._server.send_signal(signal.SIGTERM)
-            self._after("kill", STOP_GRACE_S, self._kill)
+            self._loop.after("kill", STOP_GRACE_S, self._kill)
         else:
             self._abort()
 
     def _nobody_came(self) -> None:
+        if self._server is None and FUSE in self.store:
+            log.warning("filled, but without a server: one is started")
+            self._loop.after("ready", self._terms.ready_s, self._not_ready)
+            self._start()
+            return
         self._fail("no running server has come to this holder", ExitCode.FAILURE)
 
     # -- what the server says -----------------------------------------------------------------
@@ -313,9 +290,7 @@ class Keeper:
         if self._first:
             self._report({"more_s": seconds})
         for name in ("ready", "drain"):
-            if name in self._timers:
-                at_s, act = self._timers[name]
-                self._timers[name] = (max(at_s, time.monotonic() + seconds), act)
+            self._loop.extend(name, seconds)
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
         """Keep the descriptors; a running server that fills an empty holder is adopted by it."""
@@ -336,10 +311,10 @@ class Keeper:
         except ProcessLookupError:
             log.warning("the server hands over to process %d, which is gone", pid)
             return
-        self._dismiss_standby("another server took over")
+        self._dismiss_successor("another server took over")
         self._cause = "handover"
         self._ended_s = time.monotonic()
-        self._cancel("ready", "drain", "kill")
+        self._loop.cancel("ready", "drain", "kill")
         self._attend(server)
         self.stage = Stage.STARTING
         self._on_ready(server)
@@ -347,7 +322,7 @@ class Keeper:
     def _on_ready(self, server: ServerProcess) -> None:
         server.ready_s = time.monotonic()
         self.stage = Stage.SERVING
-        self._cancel("ready", "kill", "drain")
+        self._loop.cancel("ready", "kill", "drain")
         self._arm_watchdog()
         self._former = None
         event = self._record_event(server)
@@ -387,7 +362,7 @@ class Keeper:
 
     def _arm_watchdog(self) -> None:
         if self._terms.watchdog_s and self.stage is Stage.SERVING:
-            self._after("watchdog", self._terms.watchdog_s, self._bark)
+            self._loop.after("watchdog", self._terms.watchdog_s, self._bark)
 
     def _bark(self) -> None:
         if self._server is not None and self.stage is Stage.SERVING:
@@ -398,7 +373,7 @@ class Keeper:
     def _abort(self) -> None:
         if self._server is not None:
             self._server.send_signal(signal.SIGABRT)
-            self._after("kill", ABORT_GRACE_S, self._kill)
+            self._loop.after("kill", ABORT_GRACE_S, self._kill)
 
     def _kill(self) -> None:
         if self._server is not None:
@@ -430,7 +405,7 @@ class Keeper:
             level, "server %d %s%s", server.pid, server.ended_how, f": {words}" if words else ""
         )
         self._exit_code = server.exit_code or 0
-        self._cancel("kill", "watchdog", "drain", *(() if self._first else ("ready",)))
+        self._loop.cancel("kill", "watchdog", "drain", *(() if self._first else ("ready",)))
         if server.said_stopping and len(self.store):
             self._stop_wanted = True  # it was killed on its way: the next one goes on there
         if self.stage is Stage.DRAINING and self._orders:
@@ -456,12 +431,13 @@ class Keeper:
         self.stage = Stage.WAITING
         if verdict is Verdict.FALL_BACK:
             self._fall_back(words)
-        if self._standby is not None:
-            self._promote()
+        successor = self._take_successor()
+        if successor is not None:
+            self._promote(successor)
             return
-        delay_s = 0.0 if drained else self._delays.after(death)
-        self._begin_waiting_order()
-        self._after("start", delay_s, self._start)
+        at_once = drained or verdict is Verdict.FALL_BACK
+        self._loop.after("start", 0.0 if at_once else self._delays.after(death), self._start)
+        self._next_order()
 
     def _fall_back(self, words: str) -> None:
         log.error("the new server refuses; the former is started again: %s", words)
@@ -480,8 +456,7 @@ class Keeper:
         self._end()
 
     def _end(self) -> None:
-        if self._standby is not None:
-            self._dismiss_standby("the mount is gone")
+        self._dismiss_successor("the mount is gone")
         self.stage = Stage.ENDED
         for order in self._orders:
             order.answer({"ok": False, "error": "the mount is gone"})
@@ -497,7 +472,7 @@ class Keeper:
             return
         self._stop_wanted = True
         log.info("asked to stop")
-        self._dismiss_standby("the mount is being stopped")
+        self._dismiss_successor("the mount is being stopped")
         for waiting in [order for order in self._orders if not order.begun]:
             waiting.answer({"ok": False, "error": "the mount is being stopped"})
             self._orders.remove(waiting)
@@ -520,138 +495,107 @@ class Keeper:
         self._next_order()
 
     def _next_order(self) -> None:
+        """Begin with the next order, if one waits and the server is in a state for it."""
         if not self._orders or self._orders[0].begun or self._stop_wanted:
             return
+        order = self._orders[0]
         if self.stage is Stage.SERVING:
-            order = self._orders[0]
             order.begin()
             if order.warm:
                 self._prepare(order)
             else:
                 self._drain(order)
-        elif self.stage is Stage.WAITING:
-            self._begin_waiting_order()
-
-    def _begin_waiting_order(self) -> None:
-        """No server runs anyway: the next start is the order's."""
-        if not self._orders or self._orders[0].begun:
-            return
-        order = self._orders[0]
-        order.begin()
-        self._adopt_command(order)
-        self._after("start", 0.0, self._start)
+        elif self.stage is Stage.WAITING and not self._first:
+            order.begin()  # no server runs anyway: the next start is the order's
+            self._adopt_command(order)
+            self._loop.after("start", 0.0, self._start)
 
     def _drain(self, order: Order) -> None:
         """Ask the server to hand over; what it has not finished comes again to the next."""
         self._adopt_command(order)
         self.stage = Stage.DRAINING
-        self._cancel("watchdog")
+        self._loop.cancel("watchdog")
         order.began_s = time.monotonic()
         if self._server is not None:
             self._server.send_signal(signal.SIGUSR2)
-        self._after("drain", order.drain_s or self._terms.drain_s, self._kill)
+        self._loop.after("drain", order.drain_s or self._terms.drain_s, self._kill)
 
     def _adopt_command(self, order: Order) -> None:
         self._cause = order.kind
-        if order.command is not None:
+        if order.command is not None and order.command is not self._command:
             self._former, self._command = self._command, order.command
 
     # -- a server beside the server -----------------------------------------------------------
 
-    @property
-    def _standby_process(self) -> ServerProcess | None:
-        return self._standby.process if self._standby else None
-
     def _prepare(self, order: Order) -> None:
         """Start the next server beside the running one; it takes over when it is warm."""
-        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         self._log_began = self._log.size()
         command = order.command or self._command
         try:
-            pid = spawn(command, self.store.all(), self._variables(), theirs.fileno())
+            successor = Successor(command, self.store.all(), self._variables())
         except OSError as error:
-            ours.close()
-            self._refuse_standby(str(error))
+            self._refuse_successor(str(error))
             return
-        finally:
-            theirs.close()
-        self._standby = _Standby(ServerProcess(pid), ours)
-        self._selector.register(self._standby.process.fd, selectors.EVENT_READ, lambda: None)
-        self._selector.register(ours, selectors.EVENT_READ, self._on_standby)
-        self._after("warm", order.ready_s or self._terms.ready_s, self._too_cold)
-        log.info("server %d warms up beside %s", pid, self._server)
+        self._successor = successor
+        self._loop.watch(successor.process.fd)
+        self._loop.watch(successor, self._on_successor)
+        self._loop.after("warm", order.ready_s or self._terms.ready_s, self._too_cold)
+        log.info("server %d warms up", successor.process.pid)
 
-    def _on_standby(self) -> None:
-        """Hear that it is warm; or that it went."""
-        standby = self._standby
-        if standby is None:
+    def _on_successor(self) -> None:
+        """Hear that it is warm; or that it went, which its end will tell more of."""
+        if self._successor is None:
             return
-        self._selector.unregister(standby.link)
-        standby.listened = False
-        with suppress(OSError):
-            if standby.link.recv(64) and self.stage is Stage.SERVING and self._orders:
-                standby.process.warm_ms = _ms(time.monotonic() - standby.process.started_s)
-                self._cancel("warm")
-                self._drain(self._orders[0])
+        self._loop.forget(self._successor)
+        if self._successor.hear() and self.stage is Stage.SERVING and self._orders:
+            self._loop.cancel("warm")
+            self._drain(self._orders[0])
 
     def _too_cold(self) -> None:
-        if self._standby is not None:
-            self._standby.process.send_signal(signal.SIGKILL)
+        if self._successor is not None:
+            log.warning("server %d is not warm in time", self._successor.process.pid)
+            self._successor.process.send_signal(signal.SIGKILL)
 
-    def _standby_died(self) -> None:
-        """Go on with the server that runs, or if it is on its way out, start the next anew."""
-        assert self._standby is not None  # noqa: S101 - the caller has seen it end
-        words = self._log.last_words(self._log_began) or f"it {self._standby.process.ended_how}"
-        self._drop_standby()
+    def _successor_died(self) -> None:
+        """Go on with the server that runs; if it is on its way out, start the next anew."""
+        successor = self._take_successor()
+        if successor is None:
+            return
+        words = self._log.last_words(self._log_began) or f"it {successor.process.ended_how}"
+        successor.close()
         if self.stage is not Stage.DRAINING:
-            self._refuse_standby(words)
+            self._refuse_successor(words)
 
-    def _refuse_standby(self, words: str) -> None:
+    def _refuse_successor(self, words: str) -> None:
         log.error("the next server cannot take over: %s", words)
         if self._orders and self._orders[0].begun:
-            pid = self._server.pid if self._server else 0
-            self._orders.popleft().answer({"ok": False, "error": words, "pid": pid})
+            self._orders.popleft().answer({"ok": False, "error": words})
         self._next_order()
 
-    def _promote(self) -> None:
+    def _promote(self, successor: Successor) -> None:
         """Let the prepared server serve: the former has ended."""
-        standby = self._standby
-        assert standby is not None  # noqa: S101 - the caller has looked
-        if self._orders and self._command is not self._orders[0].command:
-            self._adopt_command(self._orders[0])  # the server died before it was asked to go
-        self._standby = None
-        self._cancel("warm")
-        self._selector.unregister(standby.process.fd)
+        self._adopt_command(self._orders[0])  # not yet, if the former died before it was asked
         self._expired = False
-        self._attend(standby.process)
+        self._attend(successor.promote(self.store.all()))
         self.stage = Stage.STARTING
-        self._after("ready", self._terms.ready_s, self._not_ready)
-        if standby.listened:
-            self._selector.unregister(standby.link)
-        with suppress(OSError), standby.link:
-            kept = self.store.all()
-            rights = [item.fd for item in kept]
-            socket.send_fds(standby.link, [":".join(item.name for item in kept).encode()], rights)
+        self._loop.after("ready", self._terms.ready_s, self._not_ready)
 
-    def _dismiss_standby(self, why: str) -> None:
+    def _dismiss_successor(self, why: str) -> None:
         """End a server that is not needed any more; it serves nothing yet."""
-        if self._standby is None:
+        successor = self._take_successor()
+        if successor is None:
             return
-        self._standby.process.send_signal(signal.SIGKILL)
+        successor.dismiss()
         if self._orders and self._orders[0].begun:
             self._orders.popleft().answer({"ok": False, "error": why})
-        self._drop_standby()
 
-    def _drop_standby(self) -> None:
-        standby, self._standby = self._standby, None
-        if standby is None:
-            return
-        self._cancel("warm")
-        self._selector.unregister(standby.process.fd)
-        if standby.listened:
-            self._selector.unregister(standby.link)
-        standby.link.close()
-        standby.process.close()
+    def _take_successor(self) -> Successor | None:
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            self._loop.cancel("warm")
+            self._loop.forget(successor.process.fd)
+            self._loop.forget(successor)
+        return successor
 
     # -- for the control socket ---------------------------------------------------------------
 
@@ -687,20 +631,6 @@ class Keeper:
                 "signals": sorted(signal_name(number) for number in server.signalled),
             }
         return found
-
-
-class _Standby:
-    """A server that is started and waits for its turn."""
-
-    def __init__(self, process: ServerProcess, link: socket.socket) -> None:
-        self.process = process
-        self.link = link
-        self.listened = True
-
-
-def _drain_wakes(wake: socket.socket) -> None:
-    with suppress(BlockingIOError):
-        wake.recv(4096)
 
 
 def _number(text: str) -> int:

@@ -4,20 +4,19 @@ A command finds the holder of a mount point with `HolderClient.find`.
 
 A server runs `keep_holder` as a task: it keeps a connection to the holder, so that it
 learns at once when the holder is gone; then it starts a new one, or meets the one that
-somebody else has started, and pushes its descriptors again. A server that is started
-beside another (a warm upgrade) finds a `Standby` in its environment.
+somebody else has started, and pushes its descriptors again. Before it hands over it asks
+`is_kept`.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jfsd.daemon.holder_child import STANDBY_VARIABLE
 from jfsd.daemon.holder_place import HolderError, Place
 from jfsd.daemon.holder_wire import Json, close_all, peer_of, receive_json, send_json
 from jfsd.errors import JfsdError
@@ -110,7 +109,7 @@ class HolderClient:
             argv: The new command line; no relative paths.
             env: Its environment.
             warm: Start it beside the running one, and hand over when it says that it is warm.
-                It must know of `Standby`.
+                It must know of jfsd.daemon.holder_successor.Standby.
             drain_s: How long the old one may take; then it is killed.
             ready_s: How long the new one may take to be warm.
             limit_s: How long to wait for the answer; None: as long as it takes.
@@ -155,50 +154,22 @@ class HolderClient:
         return answer, answered_fds
 
 
-class Standby:
-    """The turn of a server that was started beside the one that serves.
+def is_kept(names: Sequence[str], environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether the holder has all of these, so that this server may leave.
 
-    It has the descriptors already, to look at: it must neither read `fuse` nor change
-    `state` before `take` returned them once more.
+    To be asked at the end of a handover: if the holder was killed meanwhile, a server
+    that leaves takes the mount with it. True if there is no holder to ask.
     """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-
-    @classmethod
-    def from_environ(cls, environ: MutableMapping[str, str] | None = None) -> Standby | None:
-        """Return the standby that this process was started as, or None if it serves at once."""
-        environ = os.environ if environ is None else environ
-        number = environ.pop(STANDBY_VARIABLE, "")
-        if not number:
-            return None
-        connection = socket.socket(fileno=int(number))
-        connection.set_inheritable(False)
-        return cls(connection)
-
-    def fileno(self) -> int:
-        """Readable when it is our turn, or when nobody needs us any more."""
-        return self._socket.fileno()
-
-    def warm(self) -> None:
-        """Say that all is prepared; the running server is asked to hand over now."""
-        with suppress(OSError):
-            self._socket.send(b"warm", socket.MSG_NOSIGNAL)
-
-    def take(self) -> dict[str, list[int]] | None:
-        """Wait for our turn; return the descriptors to serve, or None if we are not needed."""
-        with self._socket:
-            try:
-                names, fds, _, _ = socket.recv_fds(self._socket, 65536, 253)
-            except OSError:
-                return None
-        if not names:
-            return None
-        found: dict[str, list[int]] = {}
-        for name, fd in zip(names.decode().split(":"), fds, strict=True):
-            os.set_inheritable(fd, False)
-            found.setdefault(name, []).append(fd)
-        return found
+    path = (os.environ if environ is None else environ).get(HOLDER_VARIABLE)
+    if not path:
+        return True
+    try:
+        with HolderClient(path) as holder:
+            status = holder.status()
+    except HolderError:
+        return False
+    server = status.get("server", {}).get("pid")
+    return server == os.getpid() and set(names) <= set(status["descriptors"])
 
 
 async def keep_holder(

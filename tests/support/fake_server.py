@@ -19,7 +19,8 @@ import os
 import signal
 import sys
 
-from jfsd.daemon.holder_link import Standby, keep_holder
+from jfsd.daemon.holder_link import keep_holder
+from jfsd.daemon.holder_successor import Standby
 from jfsd.systemd.fdstore import received
 from jfsd.systemd.notify import Notifier
 
