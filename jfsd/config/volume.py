@@ -172,6 +172,17 @@ class Volume:
         """
         self._check_gate("MinClientVersion", self.min_client_version)
         self._check_gate("MaxClientVersion", self.max_client_version)
+        self.check_served(read_only=read_only)
+
+    def check_served(self, *, read_only: bool) -> None:
+        """Return if a client that has mounted the volume may go on with this setting.
+
+        The version gates count at mount only, as with the reference.
+
+        Raises:
+            RefusedError: A mount that writes would have to keep a change log
+                (VOLUME_UNSUPPORTED).
+        """
         if self.change_log and not read_only:
             raise RefusedError(
                 ExitCode.VOLUME_UNSUPPORTED,

@@ -151,10 +151,10 @@ class Session:
             FencedError: A newer server owns the mount.
             OSError: Redis did not answer; the next beat tries again.
         """
+        await self._follow_setting()  # first: what is not our volume must not be written to
         sid = self._engine.sid
         if sid and not self._engine.read_only and await self._refresh(sid, replace=False):
             self._lost()
-        await self._follow_setting()
         if self.clean_others and not self._engine.read_only:
             period_s = max(int(0.9 * self._heartbeat_s), 1)
             if await take_turn(self._engine, "lastCleanupSessions", period_s):
@@ -262,20 +262,27 @@ class Session:
         if self.on_locks_lost is not None:
             self.on_locks_lost()
 
+    def _forsake(self) -> None:
+        """Write nothing any more: the database is not our volume, our session's id another's."""
+        self._engine.sid, self._engine.read_only = 0, True
+
     async def _follow_setting(self) -> None:
         setting = await self._engine.connection.call("GET", self._engine.keys.setting)
         if setting is None:
+            self._forsake()
             raise _missing(self._engine.connection.url.redacted())
         if setting == self._setting:
             return
         volume = Volume.parse(setting)
         if self._uuid and volume.uuid != self._uuid:
+            self._forsake()
             raise RefusedError(
                 ExitCode.VOLUME_CONFLICT,
                 f"volume {volume.name} ({volume.uuid})",
                 f"is not the one that was mounted ({self._uuid})",
                 "mount it anew",
             )
+        volume.check_served(read_only=self._engine.read_only)
         self._setting, self._uuid = setting, volume.uuid
         if self.on_volume is not None:
             self.on_volume(volume)

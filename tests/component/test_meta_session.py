@@ -144,6 +144,7 @@ async def test_beat_follows_the_setting(meta, client) -> None:
         (None, ExitCode.VOLUME_MISSING),
         (bare_volume().to_json(), ExitCode.VOLUME_CONFLICT),
         (dataclasses.replace(VOLUME, meta_version=2).to_json(), ExitCode.VOLUME_UNSUPPORTED),
+        (dataclasses.replace(VOLUME, change_log=True).to_json(), ExitCode.VOLUME_UNSUPPORTED),
     ],
 )
 async def test_run_ends_when_the_volume_is_no_more(meta, client, setting, code) -> None:
@@ -154,6 +155,25 @@ async def test_run_ends_when_the_volume_is_no_more(meta, client, setting, code) 
     with pytest.raises(RefusedError) as caught:
         await asyncio.wait_for(session.run(), 10)
     assert caught.value.exit_code is code
+
+
+async def test_another_volume_in_the_database_is_left_alone(meta, client) -> None:
+    session = session_of(meta, heartbeat_s=0.02)
+    await session.load_volume()
+    sid = await session.open()
+    client.flushdb()
+    client.set("setting", bare_volume().to_json())
+    client.hset("sessionInfos", sid, "{}")  # ids begin anew in a new volume
+    client.zadd("allSessions", {str(sid): 2000})
+    client.sadd(f"session{sid}", 7)
+    client.set("i1", encode_attr(Attr(NodeType.DIRECTORY, 0o777, nlink=2, parent=1)))
+    before = {key: client.dump(key) for key in client.scan_iter()}
+    with pytest.raises(RefusedError):
+        await asyncio.wait_for(session.run(), 10)
+    with pytest.raises(OSError, match="Read-only"):
+        await meta.mknod(ROOT, 1, b"stray", NodeType.DIRECTORY, 0o755, 0)
+    await session.close()
+    assert {key: client.dump(key) for key in client.scan_iter()} == before
 
 
 async def test_loading_a_volume_that_is_not_there(meta, client) -> None:
