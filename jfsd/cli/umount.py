@@ -73,10 +73,12 @@ def _await_end(record: MountRecord) -> None:
 
 
 def _alive(pid: int) -> bool:
+    """Return whether the process runs; one that only waits to be reaped by its parent does not."""
     try:
-        os.kill(pid, 0)
+        descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
-    return True
+    try:
+        return not select.select([descriptor], [], [], 0)[0]
+    finally:
+        os.close(descriptor)

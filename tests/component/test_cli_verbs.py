@@ -152,6 +152,24 @@ def test_umount_waits_until_everything_is_stored_and_the_server_has_ended(volume
     assert jfsd.status(volume.meta_url)["Sessions"] == []
 
 
+@pytest.mark.promise(15)
+def test_umount_tells_what_could_not_be_stored(volume, mounted, jfsd):
+    objects, aside = volume.storage.directory, volume.storage.directory.with_name("aside")
+    file = open(mounted.path / "file", "wb", buffering=0)  # noqa: SIM115 - its close fails
+    file.write(b"lost")
+    objects.rename(aside)
+    objects.touch()
+    try:
+        with pytest.raises(OSError, match="Input/output error"):
+            file.close()
+        line = line_of(jfsd.run("umount", mounted.path, check=False), ExitCode.STORE_UNREACHABLE)
+    finally:
+        objects.unlink()
+        aside.rename(objects)
+    assert "could not be stored and is lost" in line
+    assert mounted.service.wait(30) == ExitCode.STORE_UNREACHABLE
+
+
 def test_umount_of_a_busy_mount_is_refused_and_changes_nothing(jfsd, mounted):
     with open(mounted.path / "file", "wb") as file:
         file.write(b"x")
