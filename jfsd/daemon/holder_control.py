@@ -22,7 +22,6 @@ import math
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from jfsd.daemon.holder_child import Command
@@ -119,8 +118,7 @@ class Control:
             self.clients.add(Client(self, connection, peer.pid))
             return
         log.warning("process %d of user %d is turned away", peer.pid, peer.uid)
-        with suppress(OSError), connection:
-            send_json(connection, {"ok": False, "error": "this user may not ask"})
+        connection.close()
 
 
 class Client:

@@ -19,8 +19,10 @@ import os
 import signal
 import sys
 
-from jfsd.daemon.holder_link import keep_holder
-from jfsd.daemon.holder_successor import Standby
+from jfsd.daemon.holder_child import Command
+from jfsd.daemon.holder_link import is_kept, keep_holder
+from jfsd.daemon.holder_store import Kept
+from jfsd.daemon.holder_successor import Standby, Successor
 from jfsd.systemd.fdstore import received
 from jfsd.systemd.notify import Notifier
 
@@ -91,11 +93,32 @@ async def main() -> int:
     fail_if_told("mounted")
     end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def hand_over() -> None:
+    async def hand_over() -> None:
         note("usr2")
-        asyncio.get_running_loop().call_later(
-            float(os.environ.get("FAKE_DRAIN_S", "0")), end.set_result, 0
-        )
+        await asyncio.sleep(float(os.environ.get("FAKE_DRAIN_S", "0")))
+        if await asyncio.to_thread(is_kept, NAMES):
+            end.set_result(0)
+        else:
+            note("stays")
+
+    async def hand_over_warm() -> None:
+        """Do what systemd has no holder's upgrade for: start the next one ourselves."""
+        note("usr1")
+        kept = [Kept(name, found[name][0]) for name in NAMES]
+        own = ("NOTIFY_SOCKET", "JFSD_HOLDER", "WATCHDOG_USEC")
+        variables = {name: os.environ[name] for name in own if name in os.environ}
+        next_one = Successor(Command(tuple(sys.orig_argv), os.environ), kept, variables)
+        assert await asyncio.to_thread(next_one.hear)
+        assert notifier.main_pid(next_one.process.pid)
+        assert await asyncio.to_thread(notifier.barrier, 5)
+        os.close(lock)
+        next_one.promote(kept)
+        end.set_result(0)
+
+    tasks = set()
+
+    def run(coroutine) -> None:
+        tasks.add(asyncio.create_task(coroutine))
 
     def stop() -> None:
         note("term")
@@ -107,13 +130,14 @@ async def main() -> int:
         end.set_result(int(os.environ.get("FAKE_EXIT", "0")))
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR2, hand_over)
+    loop.add_signal_handler(signal.SIGUSR2, lambda: run(hand_over()))
+    loop.add_signal_handler(signal.SIGUSR1, lambda: run(hand_over_warm()))
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: note("hup"))
     again = revive if os.environ.get("FAKE_REVIVE") else None
-    tasks = [asyncio.create_task(keep_holder(push, again))]
+    run(keep_holder(push, again))
     if notifier.watchdog_interval_s:
-        tasks.append(asyncio.create_task(beat(notifier)))
+        run(beat(notifier))
     note("ready", os.environ.get("FAKE_NAME", ""))
     notifier.ready("serving nothing")
     code = await end
