@@ -26,7 +26,7 @@ CHUNK_SIZE = 1 << 26
 MAX_FILE_BYTES = (CHUNK_SIZE << 31) - 1
 """Largest length of a file: 2^57-1 bytes; one more is EFBIG (format.md §20)."""
 
-NOW_NS = -1
+NOW_NS = -(1 << 63)
 """A time to be set that means the moment of the change itself (UTIME_NOW, utimensat(2))."""
 
 MAX_NAME_BYTES = 255

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from jfsd.clock import monotonic_s
@@ -28,6 +30,20 @@ _CLOSED_MAX = 10_000
 def fail(code: int) -> NoReturn:
     """Raise the OSError of `code`."""
     raise OSError(code, os.strerror(code))
+
+
+@contextmanager
+def by_number() -> Iterator[None]:
+    """Turn ENOENT of a node that the kernel named by its number into ESTALE.
+
+    The kernel remembers for a while which number a name had. When another file has
+    taken the name since, ENOENT would reach the program that asked for the name; on
+    ESTALE the kernel looks the name up anew (path_resolution(7), retry_estale()).
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
 
 class Core:

@@ -19,7 +19,7 @@ from jfsd.types import (
     NodeType,
     ReadableBuffer,
 )
-from jfsd.vfs.core import fail
+from jfsd.vfs.core import by_number, fail
 from jfsd.vfs.handles import FileHandle
 from jfsd.vfs.locks import LockOps
 from jfsd.vfs.ports import Opened, SetAttr, StatFs
@@ -33,9 +33,15 @@ class FileOps(LockOps):
     """Everything that reads or changes a file through its inode or a handle."""
 
     async def getattr(self, caller: Caller, ino: Ino) -> Attr:  # noqa: ARG002
-        """Return the attributes of a node, with writes of this mount included."""
+        """Return the attributes of a node, with writes of this mount included.
+
+        Raises:
+            OSError: ESTALE if there is no such node any more.
+        """
         ino = self.volume_ino(ino)
-        return await self.shown(ino, await self.meta.getattr(ino))
+        with by_number():
+            attr = await self.meta.getattr(ino)
+        return await self.shown(ino, attr)
 
     async def setattr(self, caller: Caller, ino: Ino, changes: SetAttr, fh: int | None) -> Attr:
         """Change attributes; a new size first, all else in one step after it.
@@ -49,19 +55,21 @@ class FileOps(LockOps):
             await self.writer.flush(ino)
         attr = None
         if changes.size is not None:
-            attr = await self._truncate(caller, ino, changes.size, fh is not None)
+            with by_number():
+                attr = await self._truncate(caller, ino, changes.size, fh is not None)
         rest = changes._replace(size=None)
         if attr is None or rest != SetAttr():
-            attr = await self.meta.setattr(
-                caller,
-                ino,
-                mode=rest.mode,
-                uid=rest.uid,
-                gid=rest.gid,
-                atime_ns=rest.atime_ns,
-                mtime_ns=rest.mtime_ns,
-                through_handle=self.handles.find(ino) is not None,
-            )
+            with by_number():
+                attr = await self.meta.setattr(
+                    caller,
+                    ino,
+                    mode=rest.mode,
+                    uid=rest.uid,
+                    gid=rest.gid,
+                    atime_ns=rest.atime_ns,
+                    mtime_ns=rest.mtime_ns,
+                    through_handle=self.handles.find(ino) is not None,
+                )
             self._keep_pages(ino, attr)
         return await self.shown(ino, attr)
 
@@ -69,9 +77,10 @@ class FileOps(LockOps):
         """Return a handle; the file is as its last closer left it (close-to-open).
 
         Raises:
-            OSError: ENOENT, EROFS, EPERM (immutable, append-only or trashed).
+            OSError: ESTALE, EROFS, EPERM (immutable, append-only or trashed).
         """
-        attr, seen_s = await self.attr_at_open(ino)
+        with by_number():
+            attr, seen_s = await self.attr_at_open(ino)
         self._check_open(attr, flags)
         keep = self.same_contents(ino, attr)
         if not keep:

@@ -147,9 +147,9 @@ async def test_an_unlinked_file_lives_on_until_its_last_close(
         if trash_days:
             assert (await vfs.getattr(ROOT, node.ino)).length == 6
         else:
-            with pytest.raises(OSError, match="No such file") as info:
+            with pytest.raises(OSError, match="Stale") as info:
                 await vfs.getattr(ROOT, node.ino)
-            assert code(info) == errno.ENOENT
+            assert code(info) == errno.ESTALE
 
 
 async def test_link_counts_are_those_without_the_trash(vfs: Vfs, op: Ops) -> None:
@@ -228,7 +228,7 @@ async def test_a_nameless_file_is_gone_at_its_close(vfs: Vfs, op: Ops) -> None:
     await vfs.write(opened.fh, 0, b"temp")
     assert bytes(await vfs.read(opened.fh, 0, 10)) == b"temp"
     await close(vfs, op, opened.fh)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(OSError, match="Stale"):
         await vfs.getattr(ROOT, node.ino)
 
 
