@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from support.volume import Volume
 
 pytestmark = [pytest.mark.promise(15), pytest.mark.timeout(240)]
-SHORT_S, LONG_S = 6, 30
+SHORT_S, LONG_S = 4, 30
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_a_load_waits_and_loses_nothing(
     mounted = volume.mount("--heartbeat", "20s")
     load = Load(mounted.path)
     try:
-        time.sleep(2)
+        time.sleep(1)
         how(own_redis if who == "redis" else own_weed, for_s)
-        time.sleep(4)
+        time.sleep(2)
         reports = load.stop()
     finally:
         load.kill()
