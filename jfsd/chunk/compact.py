@@ -48,7 +48,7 @@ class Compactor:
         self._buffers = asyncio.Semaphore(_MAX_BUFFERS)
 
     async def close(self) -> None:
-        """End all compactions; chunks stay as they are."""
+        """End all compactions; chunks stay as they are, and half-written slices go."""
         await self._tasks.close()
 
     def schedule(self, ino: Ino, index: int) -> None:
@@ -113,7 +113,7 @@ class Compactor:
         record = Slice(plan.pos, slice_id, plan.size, 0, plan.size)
         try:
             await self._write(slice_id, plan)
-        except StoreError:
+        except (StoreError, asyncio.CancelledError):  # nobody refers to what is written so far
             await self._blocks.delete_slice(slice_id, plan.size)
             raise
         unused = await self._meta.commit_compaction(ino, index, origin, plan.skipped, record)

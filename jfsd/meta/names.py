@@ -236,8 +236,11 @@ class Names(Engine):
 
     async def rmdir(
         self, caller: Caller, parent: Ino, name: bytes, *, emptying_trash: bool = False
-    ) -> None:
+    ) -> tuple[Ino, Attr | None]:
         """Remove an empty directory; with `emptying_trash` also an hourly one.
+
+        Returns:
+            (inode, attributes that it had; None if its record was missing)
 
         Raises:
             OSError: ENOENT, ENOTDIR, EPERM (flags, trash), ENOTEMPTY, EACCES (sticky), EINVAL.
@@ -249,9 +252,10 @@ class Names(Engine):
         if parent == TRASH_INO and not emptying_trash:
             fail(errno.EPERM)
         self._check_removal(caller, parent, name)
-        await self.mutate(
+        ino, *record = await self.mutate(
             "rmdir", caller, str(parent), name, str(caller.uid), self._trash_hour(parent)
         )
+        return int(ino), codec.decode_attr(record[0]) if record and record[0] else None
 
     async def rename(
         self,

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from jfsd.clock import monotonic_s
@@ -25,6 +26,7 @@ RESERVED = frozenset((b".accesslog", b".config", b".stats", b".control", TRASH_N
 
 _SEEN_MAX = 100_000
 _CLOSED_MAX = 10_000
+_REMOVED_MAX = 1000
 
 
 def fail(code: int) -> NoReturn:
@@ -60,6 +62,7 @@ class Core:
         self.options = options
         self.handles = Handles()
         self._seen: OrderedDict[Ino, Seen] = OrderedDict()
+        self._removed_dirs: OrderedDict[Ino, Attr] = OrderedDict()
         self._closed: OrderedDict[Ino, tuple[Attr, float]] = OrderedDict()
         """Attributes of files closed lately and when they were true; empty without open cache."""
 
@@ -136,6 +139,27 @@ class Core:
         if known is not None and now_s - known[1] < self.options.open_cache_s:
             return known
         return await self.meta.getattr(ino), now_s
+
+    async def attr_of(self, ino: Ino) -> Attr:
+        """Return the attributes of a node that the kernel named by its number.
+
+        A directory that was removed here lives on for those who have it open or work in
+        it: empty, and with no links.
+
+        Raises:
+            OSError: ESTALE if there is no such node any more.
+        """
+        removed = self._removed_dirs.get(ino)
+        if removed is not None:
+            return removed
+        with by_number():
+            return await self.meta.getattr(ino)
+
+    def note_removed(self, ino: Ino, attr: Attr) -> None:
+        """Remember a directory that was just removed."""
+        self._removed_dirs[ino] = replace(attr, nlink=0)
+        if len(self._removed_dirs) > _REMOVED_MAX:
+            self._removed_dirs.popitem(last=False)
 
     def note_closed(self, inode: OpenInode) -> None:
         """Keep the attributes of a file that nobody has open any more for its next open."""

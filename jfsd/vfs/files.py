@@ -39,9 +39,7 @@ class FileOps(LockOps):
             OSError: ESTALE if there is no such node any more.
         """
         ino = self.volume_ino(ino)
-        with by_number():
-            attr = await self.meta.getattr(ino)
-        return await self.shown(ino, attr)
+        return await self.shown(ino, await self.attr_of(ino))
 
     async def setattr(self, caller: Caller, ino: Ino, changes: SetAttr, fh: int | None) -> Attr:
         """Change attributes; a new size first, all else in one step after it.

@@ -146,7 +146,9 @@ class NameOps(Core):
         if name == b"..":
             fail(errno.ENOTEMPTY)
         self._check_removable(parent, name)
-        await self.meta.rmdir(caller, self.volume_ino(parent), name)
+        ino, attr = await self.meta.rmdir(caller, self.volume_ino(parent), name)
+        if attr is not None:
+            self.note_removed(ino, attr)
 
     async def rename(
         self,
@@ -239,7 +241,7 @@ class NameOps(Core):
         return DirEntry(entry.name, node, next_cookie)
 
     async def _dots(self, ino: Ino, cookie: int) -> list[DirEntry]:
-        attr = await self.meta.getattr(self.volume_ino(ino))
+        attr = await self.attr_of(self.volume_ino(ino))
         above = ino if ino == ROOT_INO else self.kernel_ino(attr.parent)
         own = DirEntry(b".", Node(ino, attr), COOKIE_DOT)
         up = DirEntry(b"..", Node(above, attr), COOKIE_DOTDOT)
@@ -261,6 +263,7 @@ class NameOps(Core):
         return attr
 
     async def _node(self, ino: Ino, attr: Attr) -> Node:
+        self._removed_dirs.pop(ino, None)  # it has a name, if only one in the trash
         return Node(self.kernel_ino(ino), await self.shown(ino, attr))
 
     def _check_removable(self, parent: Ino, name: bytes) -> None:

@@ -163,7 +163,6 @@ def test_types_and_inodes_are_those_of_stat(work: Path) -> None:
 
 
 @pytest.mark.jfsd_only
-@pytest.mark.xfail(strict=True, reason="fstat of it is ESTALE: its attributes are not kept")
 def test_a_removed_directory_that_is_open_is_empty_for_good(work: Path, ref: Path) -> None:
     """The reference knows nothing of it any more: even fstat is ENOENT."""
 

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] and ARGV[1…8]: see lib/op.lua
 -- ARGV  9 parent  10 name  11 caller's uid  12 trash hour, '' deletes for real
--- Result {0, inode}
+-- Result {0, inode, attr of the directory before, or ''}
 -- Errors ENOENT ENOTDIR EPERM ENOTEMPTY EACCES
 --@include op
 --@include trash
@@ -39,4 +39,4 @@ else
   count(-4096, -1)
   if a and dir ~= TRASH_TEXT then owners_add(u32(a, 4), u32(a, 8), -4096, -1) end
 end
-return record({0, ino})
+return record({0, ino, a or ''})
