@@ -170,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
             os._exit(0)  # the holder is nobody's child
         logfile: LogFile | None = LogFile(Place.of(spec.mountpoint).log)
     else:
-        mountpoint, separator, *argv = arguments or ["", ""]
+        mountpoint, separator, *argv = arguments if len(arguments) > 2 else ("", "")
         if separator != "--" or not argv or not os.path.isabs(mountpoint):  # noqa: PTH117
             sys.stderr.write("usage: python -m jfsd.daemon.holder MOUNTPOINT -- SERVER ...\n")
             return int(ExitCode.USAGE)

@@ -157,7 +157,7 @@ def test_a_server_hands_over_to_a_process_that_it_prepared(bench):
     kill(started.server, signal.SIGUSR1)
     now = bench.next_server(started.server)
     wait_until(lambda: bench.happened("ready", now), 5, "it serves")
-    assert bench.pids() == {started.holder, now}
+    wait_until(lambda: bench.pids() == {started.holder, now}, 5, "the former ends")
     assert [e["event"] for e in bench.status()["events"]] == ["start", "handover"]
     assert not bench.happened("TWO-SERVERS")
     kill(now)

@@ -320,6 +320,17 @@ def test_a_stop_that_is_killed_half_way_is_completed(bench):
     assert [e[0] for e in bench.journal()].count("term") == 2
 
 
+@pytest.mark.promise(12)
+def test_a_stop_that_nobody_told_the_holder_of_is_completed_too(bench):
+    unstuck = bench.root / "unstuck"
+    first = bench.start(server={"FAKE_STUCK": unstuck}).server
+    kill(first, signal.SIGTERM)
+    wait_until(lambda: bench.happened("term", first), 5, "it stops")
+    unstuck.touch()
+    kill(first)
+    wait_until(bench.gone, 10, "everything is gone")
+
+
 def test_a_stop_of_a_dead_servers_mount_waits_for_the_next_server(bench):
     """What it has in memory is to be stored before the mount goes."""
     first = bench.start(server={"FAKE_START_S": 0.3}).server
