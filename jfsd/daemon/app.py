@@ -107,6 +107,7 @@ class _Server:
         self._on_early_signals()
         async with AsyncExitStack() as stack:
             stack.callback(self._unregister)
+            stack.callback(self._unpark)  # last but one: until all is stored a keeper can go on
             meta, session, volume = await self._open_meta(stack)
             store = await self._open_store(stack, volume)
             root = await _find_root(meta, self._settings)
@@ -300,7 +301,6 @@ class _Server:
                 ", requests come again" if resent else "",
             )
 
-        stack.callback(self._unpark)
         helpers = [asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat")]
         if not (settings.read_only or settings.no_bgjob):
             helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))

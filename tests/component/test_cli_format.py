@@ -121,7 +121,7 @@ def test_the_reference_reads_a_volume_with_everything_set(
     assert "geheim" not in json.dumps(setting(redis_server, meta_db))
     with redis_server.client(meta_db) as client:
         assert set(client.keys("*")) == {b"setting", b"i1"}
-    juicefs.fsck(meta_url)
+    juicefs.run("fsck", meta_url)  # blocks only: the root has no statistics before a mount
     # The reference decrypts what we sealed, and changes the volume.
     juicefs.run("config", meta_url, "--trash-days", "2", "--yes")
     volume = Volume.parse(json.dumps(setting(redis_server, meta_db)).encode())
@@ -239,11 +239,24 @@ def test_an_existing_volume_is_not_sent_to_a_bucket_without_its_objects(
 ):
     assert make().returncode == 0
     before = contents(redis_server, meta_db)
-    flags = ["--bucket", str(tmp_path / "elsewhere")]
+    elsewhere = tmp_path / "elsewhere"
+    flags = ["--bucket", str(elsewhere)]
+    assert "does not exist" in refused(make(*flags), ExitCode.STORE_REFUSED)
+    assert not elsewhere.exists()
+    elsewhere.mkdir()
     assert "has no objects" in refused(make(*flags), ExitCode.STORE_REFUSED)
+    assert list(elsewhere.iterdir()) == []
     assert contents(redis_server, meta_db) == before
     assert make(*flags, "--force").returncode == 0
     assert setting(redis_server, meta_db)["Bucket"] == f"{tmp_path}/elsewhere/"
+
+
+def test_directories_of_shards_are_made(make, redis_server, meta_db, tmp_path):
+    assert make("--shards", "2", "--bucket", f"{tmp_path}/shard%d/").returncode == 0
+    marks = list(tmp_path.glob("shard?/vol/juicefs_uuid"))
+    assert [mark.read_text() for mark in marks] == [setting(redis_server, meta_db)["UUID"]]
+    assert (tmp_path / "shard0").is_dir()
+    assert (tmp_path / "shard1").is_dir()
 
 
 @pytest.mark.promise(16)
