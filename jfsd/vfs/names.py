@@ -223,14 +223,14 @@ class NameOps(Core):
         """Return; every change of a directory is in Redis before it is answered."""
 
     async def _fetch(self, listing: _Listing, cookie: int) -> list[DirEntry]:
-        if listing.snapshot is None:
-            ino = self.volume_ino(listing.ino)
+        snapshot = listing.snapshot
+        if snapshot is None:
             snapshot = Snapshot()
-            async for batch in self.meta.readdir(ino, False):
+            async for batch in self.meta.readdir(self.volume_ino(listing.ino), False):
                 snapshot.add(batch)
-            listing.snapshot = snapshot
+            listing.snapshot = snapshot  # another listing of the directory may forget it again
         dots = await self._dots(listing.ino, cookie) if cookie < COOKIE_DOTDOT else []
-        page = listing.snapshot.after(max(cookie, COOKIE_DOTDOT), _BATCH)
+        page = snapshot.after(max(cookie, COOKIE_DOTDOT), _BATCH)
         attrs = await self.meta.getattrs([entry.ino for _, entry in page]) if page else []
         for (next_cookie, entry), attr in zip(page, attrs, strict=True):
             dots.append(await self._dir_entry(entry, attr, next_cookie))

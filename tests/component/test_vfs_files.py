@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -299,3 +300,24 @@ async def test_the_open_cache_reuses_attributes_of_closed_files_for_its_time(
         await one.setattr(op(), node.ino, SetAttr(size=3), None)
         assert await length_at_open(one, node.ino) == 3
         assert await length_at_open(two, node.ino) == 3
+
+
+@pytest.mark.promise(6)
+async def test_listings_of_one_directory_at_once_do_not_disturb_each_other(
+    vfs: Vfs, op: Ops
+) -> None:
+    for index in range(600):
+        await vfs.symlink(op(), 1, b"%d" % index, b"x")
+    fh = await vfs.opendir(op(), 1)
+
+    async def names() -> list[bytes]:
+        found: list[bytes] = []
+        cookie = 0
+        while batch := await vfs.readdir(fh, cookie):
+            found += [entry.name for entry in batch[:50]]
+            cookie = batch[:50][-1].next_cookie
+        return found
+
+    expected = sorted([b".", b".."] + [b"%d" % index for index in range(600)])
+    for listed in await asyncio.gather(*(names() for _ in range(8))):
+        assert sorted(listed) == expected
