@@ -149,8 +149,7 @@ async def _check_moved(volume: Volume, *, force: bool) -> None:
     from jfsd.cli.opening import opened_store  # noqa: PLC0415
     from jfsd.object.base import ObjectMissingError  # noqa: PLC0415
 
-    async with opened_store(volume) as store:
-        await _probe(store, volume)
+    async with opened_store(volume, create=force) as store:
         try:
             found = (await store.get(f"{volume.name}/juicefs_uuid")).decode(errors="replace")
         except ObjectMissingError:
@@ -162,6 +161,7 @@ async def _check_moved(volume: Volume, *, force: bool) -> None:
                 f"holds volume {found!r}" if found else f"has no objects of volume {volume.name}",
                 "name the bucket with this volume's objects, or give --force",
             )
+        await _probe(store, volume)
         await store.put(f"{volume.name}/juicefs_uuid", volume.uuid.encode())
 
 

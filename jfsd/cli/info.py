@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sys
@@ -72,6 +73,10 @@ def _target(path: str) -> Target:
     try:
         status = os.lstat(path)
     except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise RefusedError(
+                ExitCode.NOT_MOUNTED, path, "is on a mount whose server is gone", "mount it again"
+            ) from error
         raise RefusedError(
             ExitCode.USAGE, path, f"cannot be looked at ({error.strerror})", "mend the path"
         ) from error

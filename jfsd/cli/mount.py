@@ -38,6 +38,8 @@ def command(meta_url: str, mountpoint: str, **parameters: Value | None) -> int:
     SIGTERM and Ctrl-C flush what was written, unmount and end it.
     """
     hide([password_of(meta_url)])
+    if parameters["log_level"] is None:
+        parameters["log_level"] = click.get_current_context().find_root().params.get("log_level")
     settings = settings_of(parameters)
     log.configure(settings.log_level)
     place = _check_place(mountpoint, settings)

@@ -42,20 +42,22 @@ async def opened_meta(
 
 
 @contextlib.asynccontextmanager
-async def opened_store(volume: Volume) -> AsyncIterator[ObjectStore]:
+async def opened_store(volume: Volume, *, create: bool = True) -> AsyncIterator[ObjectStore]:
     """Yield the volume's object store, which exists and can be reached.
 
-    A directory is created if it is not there.
+    A directory is created if it is not there, unless `create` is false.
 
     Raises:
         RefusedError: The directory cannot be made, or the address does not parse.
         StoreError: The store does not answer, or refuses us.
     """
     from jfsd.object.open import open_store  # noqa: PLC0415 (half a second for S3)
+    from jfsd.object.shards import shard_buckets  # noqa: PLC0415
 
     check_complete(volume)
-    if volume.storage == "file" and volume.shards <= 1:
-        _make_directory(volume.bucket)
+    if volume.storage == "file" and create:
+        for directory in shard_buckets(volume.bucket, volume.shards):
+            _make_directory(directory)
     store = open_store(
         volume.storage,
         volume.bucket,

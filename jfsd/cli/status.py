@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ def command(target: str) -> None:
 
 def _resolve(target: str) -> tuple[str, Mapping[str, str]]:
     """Return the metadata URL of the target, and the environment with its password."""
-    if "://" in target or not (target.startswith((".", "/")) or os.path.lexists(target)):
+    if "://" in target or not (target.startswith((".", "/")) or _is_file(target)):
         return target, os.environ
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
@@ -49,6 +50,15 @@ def _resolve(target: str) -> tuple[str, Mapping[str, str]]:
             "give the mount point as the user who mounted it, or a metadata URL",
         )
     return record.meta_url, {**os.environ, **record.passwords}
+
+
+def _is_file(target: str) -> bool:
+    """Return whether a file has this name; a mount whose server is gone is one."""
+    try:
+        os.lstat(target)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return True
 
 
 async def _status(meta_url: str, environ: Mapping[str, str]) -> dict[str, Any]:

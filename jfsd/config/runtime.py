@@ -26,7 +26,11 @@ PASSWORD_VARIABLES = (
 
 
 def _passwords() -> dict[str, str]:
-    return {name: os.environ[name] for name in PASSWORD_VARIABLES if name in os.environ}
+    found = {name: os.environ[name] for name in PASSWORD_VARIABLES if name in os.environ}
+    if file := found.get("META_PASSWORD_FILE"):
+        # Who reads the record may be in another directory.
+        found["META_PASSWORD_FILE"] = str(Path(file).absolute())
+    return found
 
 
 @dataclass(frozen=True, slots=True)

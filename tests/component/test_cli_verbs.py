@@ -200,6 +200,10 @@ def test_umount_takes_a_dead_mount_away(jfsd, mounted):
     mounted.service.kill()
     with pytest.raises(OSError, match="not connected"):
         os.listdir(mounted.path)
+    line = line_of(jfsd.run("info", mounted.path / "file", check=False), ExitCode.NOT_MOUNTED)
+    assert "whose server is gone" in line
+    relative = os.path.relpath(mounted.path)
+    assert "Setting" in jfsd.status(relative)
     jfsd.run("umount", mounted.path)
     assert not mounts.at(mounted.path)
     assert mounted.path.is_dir()

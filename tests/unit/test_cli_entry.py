@@ -64,6 +64,21 @@ def test_the_help_lists_every_verb():
     assert all(f"  {verb}" in shown for verb in VERBS)
 
 
+def test_without_a_verb_the_help_is_shown_in_its_lines(capfd):
+    assert main([]) == ExitCode.USAGE
+    shown = capfd.readouterr().err
+    assert all(f"\n  {verb}" in shown for verb in VERBS)
+
+
+def test_the_log_level_before_the_verb_counts_for_a_mount(monkeypatch, tmp_path):
+    levels = []
+    monkeypatch.setattr("jfsd.log.configure", levels.append)
+    for arguments in (["--log-level", "debug", "mount"], ["mount", "--log-level", "error"]):
+        main([*arguments, "redis://h", str(tmp_path / "none")])
+    main(["--log-level", "debug", "mount", "--log-level", "error", "redis://h", f"{tmp_path}/none"])
+    assert levels == ["debug", "debug", "error", "debug", "error"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -67,6 +67,14 @@ def test_the_password_is_in_no_repr(monkeypatch):
     assert find("/mnt/a b").passwords == {"META_PASSWORD": "geheim"}
 
 
+def test_a_password_file_is_found_from_any_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("META_PASSWORD_FILE", "secrets/redis")
+    register(record())
+    found = find("/mnt/a b")
+    assert found.passwords["META_PASSWORD_FILE"] == f"{tmp_path}/secrets/redis"
+
+
 def test_a_damaged_record_is_no_record():
     register(record()).write_text("{")
     assert find("/mnt/a b") is None
