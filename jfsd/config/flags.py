@@ -281,7 +281,9 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "io-retries", "io_retries", Kind.COUNT, "10", high="1000", change=Change.LIVE,
-        group=STORE, help="How often a failed request is repeated before the program sees EIO.",
+        group=STORE,
+        help="How often a failed request is repeated before the program sees EIO, over at"
+        " least 12 s for each.",
     ),
     Flag(
         "max-uploads", "max_uploads", Kind.COUNT, "20", low="1", high="1000",

@@ -16,6 +16,9 @@ from jfsd.object.shards import ShardedStore, shard_buckets
 
 STORAGES = ("file", "s3", "minio")
 UUID_OBJECT = "juicefs_uuid"
+PATIENCE_PER_RETRY_S = 12.0
+"""A call is tried at least so long for each of its retries: two minutes for the usual ten."""
+
 _MAX_THREADS = 32
 
 
@@ -33,7 +36,7 @@ def open_store(
     get_timeout_s: float = 60.0,
     put_timeout_s: float = 60.0,
     io_retries: int | None = 10,
-    retry_deadline_s: float = 120.0,
+    retry_deadline_s: float | None = None,
     max_uploads: int = 20,
     max_downloads: int = 200,
     upload_limit_mbps: float = 0,
@@ -56,7 +59,8 @@ def open_store(
         for each in shard_buckets(bucket, shards)
     ]
     store: ObjectStore = stores[0] if len(stores) == 1 else ShardedStore(stores)
-    policy = RetryPolicy(io_retries, retry_deadline_s, get_timeout_s, put_timeout_s)
+    deadline_s = _deadline_s(io_retries, retry_deadline_s)
+    policy = RetryPolicy(io_retries, deadline_s, get_timeout_s, put_timeout_s)
     store = RetryingStore(store, policy)
     upload, download = mbps(upload_limit_mbps), mbps(download_limit_mbps)
     store = LimitedStore(store, RateLimit(upload), RateLimit(download))
@@ -74,7 +78,7 @@ def retune(
     get_timeout_s: float,
     put_timeout_s: float,
     io_retries: int | None,
-    retry_deadline_s: float = 120.0,
+    retry_deadline_s: float | None = None,
     upload_limit_mbps: float,
     download_limit_mbps: float,
 ) -> None:
@@ -86,9 +90,15 @@ def retune(
             layer.download.rate = mbps(download_limit_mbps)
         elif isinstance(layer, RetryingStore):
             policy = layer.policy
-            policy.retries, policy.deadline_s = io_retries, retry_deadline_s
+            policy.retries = io_retries
+            policy.deadline_s = _deadline_s(io_retries, retry_deadline_s)
             policy.get_timeout_s, policy.put_timeout_s = get_timeout_s, put_timeout_s
         layer = getattr(layer, "inner", None)
+
+
+def _deadline_s(io_retries: int | None, asked_s: float | None) -> float:
+    """Return how long a call is tried at least: as asked, else by the number of its retries."""
+    return (io_retries or 0) * PATIENCE_PER_RETRY_S if asked_s is None else asked_s
 
 
 async def write_uuid(store: ObjectStore, volume_name: str, uuid: str) -> None:

@@ -43,6 +43,13 @@ async def test_layers():
     assert isinstance(layers(open_store("S3", "http://h/bkt", "a", "b"))[-1], S3Store)
 
 
+@pytest.mark.parametrize(("retries", "deadline_s"), [(0, 0), (1, 12), (10, 120), (None, 0)])
+async def test_the_number_of_retries_decides_how_long_a_store_is_waited_for(retries, deadline_s):
+    _, retrying, _ = layers(open_store("file", "/data/", io_retries=retries))
+    assert (retrying.policy.retries, retrying.policy.deadline_s) == (retries, deadline_s)
+    assert retrying.policy.gives_up(0, 0.0) is (retries == 0)
+
+
 async def test_what_is_live_can_be_changed():
     store = open_store("file", "/data/", io_retries=1, upload_limit_mbps=8)
     limited, retrying, _ = layers(store)
