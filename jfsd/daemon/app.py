@@ -19,7 +19,6 @@ from dataclasses import replace
 
 import uvloop
 
-from jfsd.config.credentials import check_complete, read_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
@@ -30,6 +29,7 @@ from jfsd.daemon.memory import use_one_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.state import Header, State
 from jfsd.daemon.stop import Stopper
+from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.takeover import (
     Takeover,
     check_same_mount,
@@ -50,8 +50,6 @@ from jfsd.meta.jobs.housekeeping import Housekeeping
 from jfsd.meta.session import Session as MetaSession
 from jfsd.meta.session import SessionInfo
 from jfsd.meta.url import parse_meta_url
-from jfsd.object.base import ObjectStore
-from jfsd.object.open import check_volume, open_store
 from jfsd.systemd.notify import Notifier
 from jfsd.types import ROOT_INO, Ino, NodeType
 from jfsd.vfs.ports import Options
@@ -124,7 +122,12 @@ class _Server:
             await path.start(stack)
             jobs = Housekeeping(meta, path.blocks.delete_slice)
             stack.push_async_callback(jobs.close)
-            session.on_volume = meta.apply
+
+            def follow(changed: Volume) -> None:
+                meta.apply(changed)
+                store.follow(changed)
+
+            session.on_volume = follow
             vfs = Vfs(meta, path.writer, path.reader, _options(volume, self._settings, root))
             path.on_commit = vfs.committed
             jobs.trees.open_inos = vfs.handles.open_inos
@@ -164,35 +167,11 @@ class _Server:
         meta.apply(volume)
         return meta, session, volume
 
-    async def _open_store(self, stack: AsyncExitStack, volume: Volume) -> ObjectStore:
-        settings = self._settings
-        credentials = read_credentials(
-            settings.access_key_file, settings.secret_key_file, settings.session_token_file
-        )
-        volume = credentials.over(volume)
-        check_complete(volume)
-        store = open_store(
-            settings.storage or volume.storage,
-            settings.bucket or volume.bucket,
-            volume.access_key,
-            volume.secret_key,
-            volume.session_token,
-            shards=volume.shards,
-            encrypt_key=volume.encrypt_key,
-            encrypt_algo=volume.encrypt_algo,
-            passphrase=credentials.rsa_passphrase,
-            get_timeout_s=settings.get_timeout_s,
-            put_timeout_s=settings.put_timeout_s,
-            io_retries=settings.io_retries,
-            max_uploads=settings.max_uploads,
-            max_downloads=settings.max_downloads,
-            upload_limit_mbps=settings.upload_limit_mbps or volume.upload_limit_mbps,
-            download_limit_mbps=settings.download_limit_mbps or volume.download_limit_mbps,
-        )
+    async def _open_store(self, stack: AsyncExitStack, volume: Volume) -> VolumeStore:
+        store = VolumeStore(volume, self._settings)
         stack.push_async_callback(store.close)
         if self._takeover is None:
-            await store.check()
-            await check_volume(store, volume.name, volume.uuid)
+            await store.check_ours(volume)
         return store
 
     async def _open_session(self, stack: AsyncExitStack, meta: Meta, session: MetaSession) -> None:

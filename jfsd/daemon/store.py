@@ -1,0 +1,139 @@
+"""The object store of one mount: what the volume says, what the mount's options say otherwise.
+
+It follows the volume's setting while it is used: limits at once, another bucket or other
+keys as soon as the store that they name has been found to be the volume's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from jfsd.config.credentials import Credentials, check_complete, read_credentials
+from jfsd.config.settings import MountSettings
+from jfsd.config.volume import Volume
+from jfsd.errors import JfsdError
+from jfsd.object.base import ObjectStore
+from jfsd.object.open import check_volume, open_store, retune
+from jfsd.object.switch import SwitchedStore
+
+log = logging.getLogger(__name__)
+
+
+_RETRY_S = 30.0
+
+
+class VolumeStore(SwitchedStore):
+    """The store of a mounted volume. `follow` is told of each change of the setting."""
+
+    def __init__(self, volume: Volume, settings: MountSettings) -> None:
+        """Open the store; nothing is connected before the first call.
+
+        Raises:
+            RefusedError: Options or setting name no store that we can use.
+        """
+        self._settings = settings
+        self._address = _address(volume, settings)
+        self._switching: asyncio.Task[None] | None = None
+        super().__init__(_open(volume, settings))
+
+    async def check_ours(self, volume: Volume) -> None:
+        """Return if the store answers and is the volume's.
+
+        Raises:
+            RefusedError: It belongs to another volume.
+            StoreError: It does not answer, or refuses us.
+        """
+        await _check(self.inner, volume)
+
+    def follow(self, volume: Volume) -> None:
+        """Obey a changed setting: limits now, another store once it has been tried."""
+        settings = self._settings
+        retune(
+            self.inner,
+            get_timeout_s=settings.get_timeout_s,
+            put_timeout_s=settings.put_timeout_s,
+            io_retries=settings.io_retries,
+            upload_limit_mbps=settings.upload_limit_mbps or volume.upload_limit_mbps,
+            download_limit_mbps=settings.download_limit_mbps or volume.download_limit_mbps,
+        )
+        if self._switching is not None:
+            self._switching.cancel()
+        self._switching = asyncio.get_running_loop().create_task(
+            self._follow(volume), name="store-switch"
+        )
+
+    async def close(self) -> None:
+        """Close all stores."""
+        if self._switching is not None:
+            self._switching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._switching
+        await super().close()
+
+    async def _follow(self, volume: Volume) -> None:
+        """Go over to the store of a changed setting; stay with the old one until it answers."""
+        while True:
+            try:
+                address = _address(volume, self._settings)
+                if address == self._address:
+                    return
+                store = await _tried(volume, self._settings)
+            except JfsdError as error:
+                log.error("the volume's new store is not used: %s", error)  # noqa: TRY400
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._address = address
+            self.switch(store)
+            log.info("objects are in %s from now on", address[1])
+            return
+
+
+def _address(volume: Volume, settings: MountSettings) -> tuple[str, ...]:
+    """Return what makes a store another one: kind, bucket, keys."""
+    volume = _credentials(settings).over(volume)
+    keys = (volume.access_key, volume.secret_key, volume.session_token)
+    return (settings.storage or volume.storage, settings.bucket or volume.bucket, *keys)
+
+
+def _credentials(settings: MountSettings) -> Credentials:
+    return read_credentials(
+        settings.access_key_file, settings.secret_key_file, settings.session_token_file
+    )
+
+
+def _open(volume: Volume, settings: MountSettings) -> ObjectStore:
+    credentials = _credentials(settings)
+    volume = credentials.over(volume)
+    check_complete(volume)
+    return open_store(
+        *_address(volume, settings),
+        shards=volume.shards,
+        encrypt_key=volume.encrypt_key,
+        encrypt_algo=volume.encrypt_algo,
+        passphrase=credentials.rsa_passphrase,
+        get_timeout_s=settings.get_timeout_s,
+        put_timeout_s=settings.put_timeout_s,
+        io_retries=settings.io_retries,
+        max_uploads=settings.max_uploads,
+        max_downloads=settings.max_downloads,
+        upload_limit_mbps=settings.upload_limit_mbps or volume.upload_limit_mbps,
+        download_limit_mbps=settings.download_limit_mbps or volume.download_limit_mbps,
+    )
+
+
+async def _tried(volume: Volume, settings: MountSettings) -> ObjectStore:
+    """Return an open store that has been found to be the volume's."""
+    store = _open(volume, settings)
+    try:
+        await _check(store, volume)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def _check(store: ObjectStore, volume: Volume) -> None:
+    await store.check()
+    await check_volume(store, volume.name, volume.uuid)
