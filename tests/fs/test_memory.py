@@ -67,26 +67,51 @@ def test_ten_gigabytes(new_volume: Callable[..., Volume]) -> None:
     mounted.unmount()
 
 
+EACH = 5000
+"""Open files of one process; below any usual limit of descriptors."""
+
+
 def hold_open(mounted: Mounted, count: int) -> None:
-    """Keep `count` files open at once, each written to."""
+    """Keep `count` files open at once, in some processes, a tenth of them written to."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 500, max(hard, count + 500)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, EACH + 500), hard))
+    ready, tell = os.pipe()
+    gate, hold = os.pipe()
+    children = []
+    for who in range(count // EACH):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.close(hold)
+                fds = _open_all(mounted.path / f"d{who}")
+                os.write(tell, b"x")
+                os.read(gate, 1)
+                assert all(os.pread(fds[i], 20, 0) == b"%d" % i for i in range(0, EACH, 10))
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    os.close(tell)
+    told = sum(len(os.read(ready, 1)) for _ in children)
+    peak = peak_mib(mounted)
+    for fd in (gate, hold, ready):
+        os.close(fd)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert told == len(children)
+    assert statuses == [0] * len(children)
+    assert peak < LIMIT_MIB
+
+
+def _open_all(top: Path) -> list[int]:
+    top.mkdir()
     fds = []
-    try:
-        for index in range(count):
-            if index % 1000 == 0:
-                (mounted.path / f"d{index // 1000}").mkdir()
-            flags = os.O_CREAT | os.O_RDWR
-            fds.append(os.open(mounted.path / f"d{index // 1000}/{index}", flags))
-            if index % 10 == 0:
-                os.pwrite(fds[-1], b"%d" % index, 0)
-        for index in range(0, count, 10):
-            assert os.pread(fds[index], 20, 0) == b"%d" % index
-        assert peak_mib(mounted) < LIMIT_MIB
-    finally:
-        for fd in fds:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for index in range(EACH):
+        fds.append(os.open(top / str(index), os.O_CREAT | os.O_RDWR))
+        if index % 10 == 0:
+            os.pwrite(fds[-1], b"%d" % index, 0)
+    return fds
 
 
 def test_many_open_files(new_volume: Callable[..., Volume]) -> None:
