@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -16,6 +17,8 @@ from jfsd.chunk.readahead import Streams
 from jfsd.chunk.tasks import TaskSet
 from jfsd.object.base import ObjectDamagedError, ObjectMissingError, StoreError
 from jfsd.types import CHUNK_SIZE, Ino, ReadableBuffer
+
+log = logging.getLogger(__name__)
 
 _MANY_PIECES = 5
 _RETRY_STEP_S = 0.3
@@ -156,12 +159,12 @@ class Reader:
                 await self._fill(wants, out, whole)
             except (ObjectMissingError, ObjectDamagedError) as error:
                 if attempt > self.io_retries:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+                    raise _unreadable(ino, error) from error
                 self._lists.invalidate(ino, index)
                 quick = attempt < _QUICK_RETRIES
                 await asyncio.sleep((attempt - 1) * _RETRY_STEP_S if quick else _LAST_RETRY_S)
             except StoreError as error:
-                raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+                raise _unreadable(ino, error) from error
             else:
                 return
 
@@ -306,3 +309,9 @@ class Reader:
                 if not self._blocks.prefetch(piece.id, piece.size, block):
                     return False
         return True
+
+
+def _unreadable(ino: Ino, error: Exception) -> OSError:
+    """Return EIO, whose cause only the log can tell."""
+    log.warning("file %d cannot be read: %s", ino, error)
+    return OSError(errno.EIO, os.strerror(errno.EIO))

@@ -279,13 +279,16 @@ async def test_missing_object_has_the_list_read_again():
         assert await stack.read(1, 0, 100) == b"a" * 100
 
 
-async def test_missing_object_is_waited_for_then_an_error():
+async def test_missing_object_is_waited_for_then_an_error(caplog):
     async with Stack(io_retries=3) as stack:
         commit(stack, 1, Slice(0, 5, 100, 0, 100))
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await stack.read(1, 0, 100)
         assert sum(gets(stack).values()) == 4
         assert stack.meta.reads == 4
+        (record,) = caplog.records
+        assert "file 1 cannot be read" in record.getMessage()
+        assert "5_0_100" in record.getMessage()
 
 
 async def test_short_object_is_an_error():
