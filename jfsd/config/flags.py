@@ -206,7 +206,8 @@ OTHER = "Other"
 MOUNT_FLAGS: tuple[Flag, ...] = (
     Flag(
         "o", "fuse_options", Kind.WORDS, "", change=Change.FIXED, group=FUSE,
-        help="Mount options as with mount(8): allow_other, ro, nonempty, noatime, nosuid, ...",
+        help="Mount options as with mount(8): ro, nonempty, noatime, noexec, ...;"
+        " nosuid and nodev unless suid and dev are given.",
     ),
     Flag(
         "read-only", "read_only", Kind.SWITCH, "false", change=Change.FIXED, group=FUSE,

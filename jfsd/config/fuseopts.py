@@ -79,11 +79,14 @@ def parse_fuse_options(words: Iterable[str]) -> FuseOptions:
             raise RefusedError(
                 ExitCode.USAGE, f"-o {one},{other}", "contradict each other", "give one of them"
             )
+    kernel = plain & _KERNEL
+    # As fusermount does for the reference: what others put into the volume gets no privilege.
+    kernel |= {f"no{word}" for word in ("suid", "dev") if word not in plain}
     return FuseOptions(
         read_only="ro" in plain,
         nonempty="nonempty" in plain,
         allow_other=True if "allow_other" in plain else _off(plain),
-        kernel=tuple(sorted(plain & _KERNEL)),
+        kernel=tuple(sorted(kernel)),
         valued=dict(_split(word) for word in seen if "=" in word and not word.startswith("x-")),
     )
 

@@ -64,9 +64,15 @@ def test_words_of_fstab_are_accepted_and_go_nowhere():
     assert options == parse_fuse_options([])
 
 
+def test_nobody_gets_privileges_from_the_volume_unless_asked_for():
+    assert parse_fuse_options(()).kernel == ("nodev", "nosuid")
+    assert parse_fuse_options(("suid",)).kernel == ("nodev", "suid")
+    assert parse_fuse_options(("dev", "suid")).kernel == ("dev", "suid")
+
+
 def test_words_for_the_kernel_and_words_with_values_are_told_apart():
     options = parse_fuse_options(["nosuid", "noatime", "nosuid", "fsname=a=b", "nonempty"])
-    assert options.kernel == ("noatime", "nosuid")
+    assert options.kernel == ("noatime", "nodev", "nosuid")
     assert options.valued == {"fsname": "a=b"}
     assert options.nonempty
 
