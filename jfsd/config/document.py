@@ -91,6 +91,7 @@ def _parts() -> Iterator[str]:
     yield "\n## Exit codes\n\n| code | name | meaning |\n|---|---|---|\n"
     yield from (f"| {int(code)} | {code.name} | {text} |\n" for code, text in EXIT_CODES.items())
     yield "| 130 | | Ended by Ctrl-C. |\n"
+    yield "| 143 | | A mount that was told to stop (SIGTERM, Ctrl-C) before it was ready. |\n"
 
 
 def _tables(flags: Sequence[Flag]) -> Iterator[str]:
