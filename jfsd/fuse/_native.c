@@ -43,7 +43,7 @@
 #define MAX_WRITE (1u << 20)     /* payload of the longest request */
 #define ROOM (MAX_WRITE + 4096)  /* the kernel wants payload and headers in one read */
 #define ROOMS 4                  /* receive buffers kept warm */
-#define COPY_MAX (64u << 10)     /* longer payloads are lent, not copied */
+#define COPY_MAX (256u << 10)    /* longer payloads are lent with their room, not copied */
 #define ANSWERED_MAX (1 << 17)   /* more than two seconds bring */
 
 #if FUSE_MAKE_VERSION(FUSE_MAJOR_VERSION, FUSE_MINOR_VERSION) >= FUSE_MAKE_VERSION(3, 17)
@@ -392,7 +392,8 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
 	}
 	ssize_t got = receive(state.want.fd, PyBytes_AS_STRING(state.room));
 	if (got < 0) {
-		state.ended = errno == ENODEV;
+		/* ECONNABORTED: the end came while a request was on its way to us */
+		state.ended = errno == ENODEV || errno == ECONNABORTED;
 		if (state.ended)
 			return 0;
 		return errno == EAGAIN ? -EINTR : -errno;
