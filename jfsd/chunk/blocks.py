@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from jfsd.chunk.budget import Budget
@@ -20,6 +21,8 @@ MAX_BLOCKS = 1024
 _INLINE_BYTES = 16384
 _SMALL_BYTES = 1 << 18
 _MAX_DELETES = 10
+_MAX_UNRESERVED = 2
+_CHURN_BYTES = 16 << 20
 _PART = 4
 
 
@@ -31,7 +34,8 @@ class BlockStore:
     """Reads and writes the blocks of one volume; every method may be called concurrently.
 
     Requests for one block share one fetch, which outlives those who asked for it. At most
-    `max_downloads` fetches run at once, and only as many whole blocks as memory allows.
+    `max_downloads` fetches run at once, and only as many whole blocks as memory allows: those
+    that found no room in the pool go two at a time.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class BlockStore:
         cache: BlockCache | None = None,
         max_downloads: int = 200,
         prefetch: int = 1,
+        on_churn: Callable[[], None] | None = None,
     ) -> None:
         """Make a block store; `cache` is started and closed with it, `store` is not.
 
@@ -61,9 +66,11 @@ class BlockStore:
             cache: Local copies, or None.
             max_downloads: Requests to the store at once.
             prefetch: Whole blocks fetched at once for random reads; 0 for none.
+            on_churn: Called each time that some MiB of blocks have come and gone.
         """
         self.block_size = block_size
         self.pool = BlockPool(budget)
+        self.pool.on_freed = self._churned
         self.prefetch_limit = prefetch
         self._store = store
         self._prefix = f"{volume_name}/"
@@ -75,8 +82,11 @@ class BlockStore:
         self._tasks = TaskSet("fetch")
         self._downloads = asyncio.Semaphore(max_downloads)
         self._memory = asyncio.Semaphore(max(2, budget.limit // (4 * block_size)))
+        self._unreserved = asyncio.Semaphore(_MAX_UNRESERVED)
         self._deletes = asyncio.Semaphore(_MAX_DELETES)
         self._prefetching = 0
+        self._on_churn = on_churn
+        self._churn_bytes = 0
         self._threads = ThreadPoolExecutor(2, "codec")
 
     async def start(self) -> None:
@@ -215,7 +225,7 @@ class BlockStore:
         block: ReadableBuffer | None = None
         try:
             if block_length(size, index, self.block_size) > _SMALL_BYTES:
-                async with self._memory:
+                async with self._memory if reserved else self._unreserved:
                     block = await self._load(slice_id, size, index)
             else:
                 block = await self._load(slice_id, size, index)
@@ -278,6 +288,7 @@ class BlockStore:
         await self._store.put(self._prefix + path, body)
         if self._cache is not None and len(block) < self.block_size:
             self._cache.put(path, bytes(block))
+        self._churned(len(block))
 
     async def delete_slice(self, slice_id: int, size: int) -> None:
         """Remove all objects of a slice and their copies; missing ones are no error.
@@ -301,6 +312,12 @@ class BlockStore:
             self._cache.remove(path)
         async with self._deletes:
             await self._store.delete(self._prefix + path)
+
+    def _churned(self, length: int) -> None:
+        self._churn_bytes += length
+        if self._churn_bytes >= _CHURN_BYTES and self._on_churn is not None:
+            self._churn_bytes = 0
+            self._on_churn()
 
     def _path(self, slice_id: int, size: int, index: int) -> str:
         length = block_length(size, index, self.block_size)

@@ -19,6 +19,7 @@ from typing import Protocol
 from zlib import crc32
 
 from jfsd import clock
+from jfsd.chunk.budget import Budget
 from jfsd.chunk.cache_file import CachedBlock, DamagedFileError, write_block
 from jfsd.chunk.layout import path_length
 from jfsd.types import ReadableBuffer
@@ -281,8 +282,9 @@ class DiskCache:
     """Blocks in files below `<directory>/<volume uuid>/raw`, shared with other processes.
 
     Reads of pages that are in memory are done in the event loop, all others in threads.
-    Blocks wait for their writing in a queue of bounded size; what does not fit is not
-    cached. After an error a directory is left alone for a minute.
+    Blocks wait for their writing in a queue of bounded size, whose memory is lent by the
+    budget; what does not fit is not cached. After an error a directory is left alone for
+    a minute.
     """
 
     def __init__(
@@ -293,8 +295,10 @@ class DiskCache:
         size_bytes: int,
         free_space_ratio: float = 0.1,
         checksum: bool = True,
+        budget: Budget | None = None,
     ) -> None:
         """Use `directories`, which share `size_bytes`; nothing is touched before `start`."""
+        self._budget = budget
         share = size_bytes // len(directories)
         self._directories = [
             _Directory(Path(each) / volume_uuid, share, free_space_ratio, checksum=checksum)
@@ -372,6 +376,10 @@ class DiskCache:
             self._queued_bytes and self._queued_bytes + size > _MAX_QUEUED_BYTES
         ):
             return
+        if self._budget is not None:
+            if not self._budget.borrow(size):
+                return
+            self._budget.pin(size)
         self._queued_bytes += size
         future = asyncio.get_running_loop().run_in_executor(
             self._worker, directory.store, path, block
@@ -404,6 +412,9 @@ class DiskCache:
 
     def _stored(self, size: int) -> None:
         self._queued_bytes -= size
+        if self._budget is not None:
+            self._budget.repay(size)
+            self._budget.pin(-size)
 
     def _directory(self, path: str) -> _Directory:
         """Return where a block belongs: the same directory whatever the others are."""

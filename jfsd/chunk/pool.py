@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from jfsd.chunk.budget import Budget
 from jfsd.types import ReadableBuffer
@@ -14,6 +15,8 @@ class BlockPool:
     """Clean blocks, least recently used dropped first, inside half of the common budget."""
 
     def __init__(self, budget: Budget) -> None:
+        self.on_freed: Callable[[int], None] | None = None
+        """Told how many bytes of blocks were let go."""
         self._budget = budget
         self._blocks: OrderedDict[int, ReadableBuffer] = OrderedDict()
         self._used = 0
@@ -30,6 +33,11 @@ class BlockPool:
     def capacity(self) -> int:
         """Bytes that the pool may hold at most."""
         return self._budget.limit // 2
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that are here or have room reserved."""
+        return self._used + self._pinned
 
     def get(self, key: int) -> ReadableBuffer | None:
         """Return a block if it is here."""
@@ -70,10 +78,11 @@ class BlockPool:
             self._repay(block)
 
     def _evict(self, n: int) -> None:
-        goal = self._used - n
-        while self._blocks and self._used > goal:
-            _, block = self._blocks.popitem(last=False)
-            self._repay(block)
+        before = self._used
+        while self._blocks and self._used > before - n:
+            self._repay(self._blocks.popitem(last=False)[1])
+        if self.on_freed is not None and self._used < before:
+            self.on_freed(before - self._used)
 
     def _repay(self, block: ReadableBuffer) -> None:
         cost = len(block) + _ENTRY_COST_BYTES

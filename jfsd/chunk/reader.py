@@ -107,12 +107,14 @@ class Reader:
                 data = self._read_now(view, pos, size)
                 if data is not None:
                     return data
+        if pos + size <= CHUNK_SIZE:
+            return await self._read_chunk(ino, index, pos, size, whole)
         out = bytearray(size)
         at = 0
         while at < size:
             index, pos = divmod(off + at, CHUNK_SIZE)
             part = min(size - at, CHUNK_SIZE - pos)
-            await self._read_chunk(ino, index, pos, memoryview(out)[at : at + part], whole)
+            out[at : at + part] = await self._read_chunk(ino, index, pos, part, whole)
             at += part
         return out
 
@@ -144,19 +146,20 @@ class Reader:
         return self._blocks.peek(piece.id, piece.size, block, begin, size)
 
     async def _read_chunk(
-        self, ino: Ino, index: int, pos: int, out: memoryview, whole: bool
-    ) -> None:
-        """Fill `out`, which may hold zeros, with the chunk's bytes from `pos`."""
-        for attempt in range(1, self.io_retries + 2):
+        self, ino: Ino, index: int, pos: int, size: int, whole: bool
+    ) -> ReadableBuffer:
+        """Return `size` bytes of a chunk from `pos`."""
+        attempt = 0
+        while True:
+            attempt += 1
             view = self._lists.peek(ino, index)
             if view is None:
                 view = await self._lists.get(ino, index)
                 self._check_pieces(ino, index, view)
-            if attempt > 1:
-                out[:] = bytes(len(out))
-            wants = self._plan(view, self._writer.pending(ino, index), pos, out)
             try:
-                await self._fill(wants, out, whole)
+                return await self._read_view(
+                    view, self._writer.pending(ino, index), pos, size, whole
+                )
             except (ObjectMissingError, ObjectDamagedError) as error:
                 if attempt > self.io_retries:
                     raise _unreadable(ino, error) from error
@@ -165,8 +168,28 @@ class Reader:
                 await asyncio.sleep((attempt - 1) * _RETRY_STEP_S if quick else _LAST_RETRY_S)
             except StoreError as error:
                 raise _unreadable(ino, error) from error
-            else:
-                return
+
+    async def _read_view(
+        self, view: View, pending: Sequence[PendingSlice], pos: int, size: int, whole: bool
+    ) -> ReadableBuffer:
+        """Return bytes of a chunk; those that wait for one block hold no memory meanwhile."""
+        if not pending:
+            wants: list[_Want] = []
+            self._want_all(view, pos, pos, pos + size, wants)
+            if len(wants) == 1 and wants[0].length == size:
+                return await self._read_block(wants[0], whole)
+        out = bytearray(size)
+        if pending:
+            wants = self._plan(view, pending, pos, memoryview(out))
+        await self._fill(wants, memoryview(out), whole)
+        return out
+
+    async def _read_block(self, want: _Want, whole: bool) -> ReadableBuffer:
+        _, slice_id, size, block, off, length = want
+        data = self._blocks.peek(slice_id, size, block, off, length)
+        if data is not None:
+            return data
+        return await self._blocks.read(slice_id, size, block, off, length, whole=whole)
 
     def _check_pieces(self, ino: Ino, index: int, view: View) -> None:
         if self._compact is not None and (
@@ -199,9 +222,7 @@ class Reader:
                     left.append((end, stop))
             gaps = left
         for start, stop in gaps:
-            for piece in view.cut(start, stop):
-                if piece.id:
-                    self._want(piece, piece.pos - pos, wants)
+            self._want_all(view, pos, start, stop, wants)
         return wants
 
     def _take(
@@ -225,6 +246,12 @@ class Reader:
                 out[at : at + part] = data
             start += part
             at += part
+
+    def _want_all(self, view: View, pos: int, start: int, stop: int, wants: list[_Want]) -> None:
+        """Add what is needed for [start, stop) of the chunk to an answer that begins at `pos`."""
+        for piece in view.cut(start, stop):
+            if piece.id:
+                self._want(piece, piece.pos - pos, wants)
 
     def _want(self, piece: Piece, at: int, wants: list[_Want]) -> None:
         block_size = self._blocks.block_size

@@ -25,7 +25,7 @@ from jfsd.config.volume import Volume
 from jfsd.daemon.datapath import DataPath
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
 from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
-from jfsd.daemon.memory import use_one_heap
+from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.state import Header, State
 from jfsd.daemon.stop import Stopper
@@ -73,7 +73,7 @@ def run_mount(meta_url: str, mountpoint: str, settings: MountSettings) -> int:
     Raises:
         RefusedError: It cannot be mounted as asked; nothing was changed.
     """
-    use_one_heap()
+    bound_heap()
     try:
         return uvloop.run(_Server(meta_url, mountpoint, settings).run())
     except asyncio.CancelledError:

@@ -17,6 +17,7 @@ from jfsd.chunk.reader import Reader
 from jfsd.chunk.writer import Writer
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
+from jfsd.daemon.memory import HeapGuard
 from jfsd.meta.client import Meta
 from jfsd.object.base import ObjectStore
 from jfsd.types import Attr, Ino
@@ -62,10 +63,12 @@ class DataPath:
             compression=volume.compression,
             hash_prefix=volume.hash_prefix,
             encrypted=bool(volume.encrypt_key),
-            cache=_open_cache(volume, settings),
+            cache=_open_cache(volume, settings, self.arena.budget),
             max_downloads=settings.max_downloads,
             prefetch=settings.prefetch,
+            on_churn=self._check_heap,
         )
+        self._heap = HeapGuard(lambda: self.blocks.pool.used_bytes)
         self.compactor = Compactor(meta, self.blocks, lists)
         compacts = not settings.read_only
         self.writer = Writer(
@@ -97,12 +100,15 @@ class DataPath:
         stack.push_async_callback(self.writer.close)
         stack.push_async_callback(self.reader.close)
 
+    def _check_heap(self) -> None:
+        self._heap.check()
+
     def _committed(self, ino: Ino, attr: Attr) -> None:
         if self.on_commit is not None:
             self.on_commit(ino, attr)
 
 
-def _open_cache(volume: Volume, settings: MountSettings) -> BlockCache | None:
+def _open_cache(volume: Volume, settings: MountSettings, budget: Budget) -> BlockCache | None:
     if settings.cache_size_bytes == 0:
         return None
     if settings.memory_cache:
@@ -112,4 +118,5 @@ def _open_cache(volume: Volume, settings: MountSettings) -> BlockCache | None:
         volume.uuid,
         size_bytes=settings.cache_size_bytes,
         free_space_ratio=settings.free_space_ratio,
+        budget=budget,
     )

@@ -40,7 +40,7 @@ class Workers:
 
     Invariants: a worker is idle (waiting to read), granted (about to read) or busy;
     at most one is granted; the descriptor is watched only while a worker is idle and
-    the loop is not parked.
+    the loop is neither parked nor held.
     """
 
     ClosedResourceError = ClosedResourceError
@@ -59,6 +59,7 @@ class Workers:
         self._granted = False
         self._watching = False
         self._parked = False
+        self._full = False
         self._closed = False
         self._error: BaseException | None = None
         self._progress = asyncio.Event()
@@ -80,8 +81,15 @@ class Workers:
     def resume(self) -> None:
         """Read requests again after `park`."""
         self._parked = False
-        if self._idle:
-            self._watch()
+        self._look()
+
+    def hold(self, full: bool) -> None:
+        """Read no more requests while those that wait hold as much memory as they may."""
+        self._full = full
+        if full:
+            self._unwatch()
+        else:
+            self._look()
 
     async def answered(self) -> None:
         """Return once a parked loop has answered everything that it had read."""
@@ -130,8 +138,7 @@ class Workers:
         self._idle.append(waiting)
         if self._parked:
             self._progress.set()
-        else:
-            self._watch()
+        self._look()
         try:
             await waiting
         except asyncio.CancelledError:
@@ -174,8 +181,9 @@ class Workers:
 
     # -- readiness ----------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        if not self._watching:
+    def _look(self) -> None:
+        """Watch the descriptor if a request of it would be read."""
+        if self._idle and not (self._watching or self._parked or self._full or self._closed):
             self._watching = True
             self._loop.add_reader(self._fd, self._grant)
 

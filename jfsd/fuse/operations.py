@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from jfsd.fuse import abi, native
 from jfsd.fuse.native import pyfuse3
+from jfsd.fuse.payloads import Payloads
 from jfsd.types import MAX_NAME_BYTES, NOW_NS, Attr, Caller, Ino, NodeType, ReadableBuffer
 from jfsd.vfs.dirs import Node
 from jfsd.vfs.ports import Opened, SetAttr
@@ -88,6 +89,7 @@ class Operations(pyfuse3.Operations):
         acls: bool = False,
         mark: Callable[[int], None] | None = None,
         poisoned: Collection[int] = (),
+        payloads: Payloads | None = None,
     ) -> None:
         """Serve `vfs`.
 
@@ -96,8 +98,10 @@ class Operations(pyfuse3.Operations):
             acls: The kernel checks POSIX ACLs.
             mark: Told the request whose handler runs, and 0 when it waits or has ended.
             poisoned: Requests to answer with EIO, because they killed servers before.
+            payloads: Counts the memory of writes that wait.
         """
         self.enable_acl = acls
+        self._payloads = payloads
         self._mark = mark
         self._poisoned = poisoned
         self._vfs = vfs
@@ -295,7 +299,14 @@ class Operations(pyfuse3.Operations):
         if native.opcode() == abi.COPY_FILE_RANGE:
             request = abi.copy_request(native.body())
             return await self._vfs.copy_file_range(_native_writer(), *request)
-        return await self._vfs.write(fh, off, native.payload())
+        payload = native.payload()
+        if self._payloads is None:
+            return await self._vfs.write(fh, off, payload)
+        cost = self._payloads.take(len(payload))
+        try:
+            return await self._vfs.write(fh, off, payload)
+        finally:
+            self._payloads.give(cost)
 
     @replying
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -18,6 +18,7 @@ from jfsd.fuse import abi, native
 from jfsd.fuse.loop import Workers
 from jfsd.fuse.native import pyfuse3
 from jfsd.fuse.operations import Operations
+from jfsd.fuse.payloads import Payloads
 
 if TYPE_CHECKING:
     from jfsd.vfs.vfs import Vfs
@@ -130,7 +131,7 @@ class Session:
         self._workers = Workers(self._fd, ready)
         pyfuse3.trio = self._workers  # type: ignore[attr-defined]
         try:
-            self._attach()
+            self._attach(Payloads(self._workers.hold))
         except BaseException:
             os.close(self._fd)
             raise
@@ -160,7 +161,7 @@ class Session:
         if self._workers is not None:
             self._workers.close()
 
-    def _attach(self) -> None:
+    def _attach(self, payloads: Payloads) -> None:
         terms = self._terms
         native.prepare(
             fd=self._fd,
@@ -177,6 +178,7 @@ class Session:
             acls=terms.acls,
             mark=suspicion.mark if suspicion else None,
             poisoned=suspicion.poisoned if suspicion else (),
+            payloads=payloads,
         )
         pyfuse3.init(operations, f"/dev/fd/{self._fd}", set())
         if not native.attached():

@@ -181,3 +181,37 @@ def test_cancelled_while_idle_or_granted_it_goes_on(on):
             assert bench.answered == [b"1"]
 
     on(test)
+
+
+def test_held_it_reads_nothing_until_there_is_room(on):
+    async def test():
+        async with running() as (bench, _):
+            bench.workers.hold(True)
+            bench.kernel.send(b"1")
+            await settle()
+            assert bench.answered == []
+            bench.workers.hold(False)
+            await settle()
+            assert bench.answered == [b"1"]
+
+    on(test)
+
+
+def test_held_and_parked_it_reads_when_both_have_ended(on):
+    async def test():
+        async with running() as (bench, _):
+            bench.workers.hold(True)
+            bench.workers.park()
+            bench.kernel.send(b"1")
+            bench.workers.hold(False)
+            await settle()
+            assert bench.answered == []
+            bench.workers.hold(True)
+            bench.workers.resume()
+            await settle()
+            assert bench.answered == []
+            bench.workers.hold(False)
+            await settle()
+            assert bench.answered == [b"1"]
+
+    on(test)
