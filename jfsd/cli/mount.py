@@ -1,8 +1,9 @@
-"""`jfsd mount`: serve a volume at a directory, in the foreground."""
+"""`jfsd mount`: serve a volume at a directory, in the foreground or in the background."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ FUSE_CONF = Path("/etc/fuse.conf")
 EPILOG = """\b
 Examples:
   jfsd mount redis://localhost/1 /mnt/jfs
+  jfsd mount -d redis://localhost/1 /mnt/jfs     # again: hand over to the installed version
   META_PASSWORD=... jfsd mount redis://db.internal/1 /mnt/jfs --cache-size 20G
   jfsd mount unix:///run/redis/redis.sock?db=1 /mnt/jfs --read-only -o noexec
   jfsd mount redis://localhost/1 /mnt/team --subdir /team --buffer-size 1G
@@ -31,21 +33,66 @@ Examples:
 @click.command("mount", epilog=EPILOG)
 @click.argument("meta_url", metavar="META-URL")
 @click.argument("mountpoint", metavar="MOUNTPOINT")  # click.Path would stat(2) it
+@click.option(
+    "-d",
+    "--background",
+    is_flag=True,
+    help="Return when the mount is served; a live mount is taken over, without a pause that"
+    " programs notice.",
+)
 @flag_options(MOUNT_FLAGS)
-def command(meta_url: str, mountpoint: str, **parameters: Value | None) -> int:
+def command(
+    meta_url: str, mountpoint: str, background: bool, **parameters: Value | None
+) -> int | None:
     """Serve the volume of META-URL at MOUNTPOINT until it is unmounted.
 
-    SIGTERM and Ctrl-C flush what was written, unmount and end it.
+    SIGTERM and Ctrl-C flush what was written, unmount and end it. In the background a small
+    holder keeps the mount alive: a server that is killed is replaced at once.
     """
     hide([password_of(meta_url)])
     if parameters["log_level"] is None:
         parameters["log_level"] = click.get_current_context().find_root().params.get("log_level")
     settings = settings_of(parameters)
     log.configure(settings.log_level)
+    if background:
+        _mount_background(meta_url, mountpoint, settings, parameters)
+        return None
     place = _check_place(mountpoint, settings)
     from jfsd.daemon.app import run_mount  # noqa: PLC0415 (half a second of imports)
 
     return run_mount(meta_url, place, settings)
+
+
+def _mount_background(
+    meta_url: str, mountpoint: str, settings: MountSettings, parameters: Mapping[str, Value | None]
+) -> None:
+    from jfsd.daemon.background import Background, log_of, mount_background  # noqa: PLC0415
+    from jfsd.fuse import mount as mounting  # noqa: PLC0415
+
+    place = mounting.resolve(mountpoint)
+    _check_privilege(place, settings)
+    wanted = Background(
+        meta_url, password_of(meta_url), place, settings, _arguments(settings, parameters)
+    )
+    outcome = mount_background(wanted)
+    if outcome.took_over:
+        phases = " ".join(f"{k}={v}" for k, v in outcome.phases.items() if k.endswith("_ms"))
+        click.echo(f"jfsd: server {outcome.server} has taken over {place} ({phases})")
+    else:
+        click.echo(f"jfsd: server {outcome.server} serves {place}; its log is {log_of(place)}")
+
+
+def _arguments(settings: MountSettings, parameters: Mapping[str, Value | None]) -> list[str]:
+    """Return the given options again, for a server with another working directory."""
+    found = []
+    for flag in MOUNT_FLAGS:
+        given, value = parameters[flag.field], getattr(settings, flag.field)
+        if given is None or given == ():
+            continue
+        if flag.name.endswith("-file"):
+            value = str(Path(value).absolute())
+        found.append(flag.argument(value))
+    return found
 
 
 def _check_place(mountpoint: str, settings: MountSettings) -> str:
@@ -56,6 +103,13 @@ def _check_place(mountpoint: str, settings: MountSettings) -> str:
     if "fuse" in promised():
         return place  # a live mount is handed to us: nobody serves it, so nobody may look at it
     mounting.check_mountpoint(place, nonempty=settings.fuse.nonempty)
+    _check_privilege(place, settings)
+    return place
+
+
+def _check_privilege(place: str, settings: MountSettings) -> None:
+    from jfsd.fuse import mount as mounting  # noqa: PLC0415
+
     os.close(mounting.open_device())
     if os.geteuid() != 0:
         text = FUSE_CONF.read_text(encoding="utf-8") if FUSE_CONF.exists() else ""
@@ -67,7 +121,6 @@ def _check_place(mountpoint: str, settings: MountSettings) -> str:
             "may not be mounted on without the capability CAP_SYS_ADMIN",
             "run as root, in a container with that capability",
         )
-    return place
 
 
 def _may_mount() -> bool:

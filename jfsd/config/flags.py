@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from jfsd.config import units
 from jfsd.errors import ExitCode, RefusedError
@@ -101,6 +101,26 @@ class Flag:
         except ValueError as error:
             raise self.refusal(text, str(error)) from None
         return value
+
+    def render(self, value: Value) -> str:
+        """Return a text that `parse` reads back as `value`."""
+        match self.kind:
+            case Kind.SWITCH:
+                return "true" if value else "false"
+            case Kind.BYTES:
+                return f"{value}B"
+            case Kind.SECONDS:
+                return f"{value}s"
+            case Kind.PATHS | Kind.WORDS:
+                return (":" if self.kind is Kind.PATHS else ",").join(cast("tuple[str]", value))
+            case _:
+                return str(value)
+
+    def argument(self, value: Value) -> str:
+        """Return the one word that gives this option `value` on a command line."""
+        if self.kind is Kind.SWITCH:
+            return self.option if value else f"--no-{self.name}"
+        return f"{self.option}{'' if len(self.name) == 1 else '='}{self.render(value)}"
 
     def refusal(self, text: str, rule: str) -> RefusedError:
         """Return the error for a value of this option that breaks `rule`."""

@@ -24,13 +24,21 @@ from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
 from jfsd.daemon.datapath import DataPath
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
+from jfsd.daemon.holder import WATCHDOG_S, start_holder
+from jfsd.daemon.holder_link import keep_holder
+from jfsd.daemon.holder_store import Kept
+from jfsd.daemon.holder_successor import Standby
 from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
 from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.state import Header, State
 from jfsd.daemon.stop import Stopper
 from jfsd.daemon.store import VolumeStore
+from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
+    ARENA,
+    FUSE,
+    STATE,
     Takeover,
     check_same_mount,
     fixed_options,
@@ -38,6 +46,7 @@ from jfsd.daemon.takeover import (
     take_over,
     unpark,
 )
+from jfsd.daemon.timing import MAX_EVENTS, Event, Timing, line
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.fuse import mount as mounting
 from jfsd.fuse import native
@@ -66,6 +75,12 @@ STOPPED = 128 + signal.SIGTERM
 FLUSH_PATIENCE_S = 300.0
 """How long a stop waits for what was written; then it says what is lost, and fails."""
 
+START_BEAT_S = 5.0
+"""How often a start that takes long asks for more time."""
+
+FIRST_ANSWER_S = 1.0
+"""How long the record of a start waits for the first answer before it is logged without."""
+
 
 def run_mount(meta_url: str, mountpoint: str, settings: MountSettings) -> int:
     """Serve the volume at the directory until it is unmounted; return the exit code.
@@ -87,12 +102,15 @@ class _Server:
         self._meta_url = meta_url
         self._mountpoint = mountpoint
         self._settings = settings
+        self._timing = Timing()
         self._life = Life()
         self._failure: JfsdError | None = None
         self._notifier = Notifier.from_environ()
         self._takeover: Takeover | None = None
+        self._standby: Standby | None = None
         self._record: MountRecord | None = None
         self._fenced = False
+        self._waits_for = "its turn"
 
     @property
     def _goes_on(self) -> bool:
@@ -101,15 +119,21 @@ class _Server:
 
     async def run(self) -> int:
         """Start, serve, end."""
+        self._standby = Standby.from_environ()
         self._takeover = take_over(self._notifier)
         self._on_early_signals()
         async with AsyncExitStack() as stack:
+            patience = asyncio.create_task(self._ask_for_time(), name="start")
+            stack.callback(patience.cancel)
             stack.callback(self._unregister)
             stack.callback(self._unpark)  # last but one: until all is stored a keeper can go on
             meta, session, volume = await self._open_meta(stack)
             store = await self._open_store(stack, volume)
-            root = await _find_root(meta, self._settings)
+            root = await self._find_root(meta)
+            if not await self._await_turn():
+                return ExitCode.OK
             await self._open_session(stack, meta, session)
+            self._timing.mark("session")
             state = self._open_state(meta, volume, root)
             path = DataPath(
                 meta,
@@ -120,6 +144,7 @@ class _Server:
                 journal=SliceJournal(state),
             )
             await path.start(stack)
+            self._timing.mark("data")
             jobs = Housekeeping(meta, path.blocks.delete_slice)
             stack.push_async_callback(jobs.close)
 
@@ -133,6 +158,8 @@ class _Server:
             jobs.trees.open_inos = vfs.handles.open_inos
             stack.push_async_callback(self._flush, path)
             await self._restore(state, vfs, path)
+            self._timing.mark("restore")
+            patience.cancel()
             await self._serve(stack, vfs, volume, session, jobs, state, path)
         self._life.enter(Phase.ENDED)
         if self._failure is not None:
@@ -140,6 +167,37 @@ class _Server:
         return ExitCode.OK
 
     # -- start --------------------------------------------------------------------------------
+
+    async def _ask_for_time(self) -> None:
+        """Let the keeper wait: a start takes as long as Redis or the store are away."""
+        while True:
+            await asyncio.sleep(START_BEAT_S)
+            self._notifier.extend_timeout(4 * START_BEAT_S)
+            self._notifier.watchdog()
+            if self._standby is None:
+                self._notifier.status(f"starting: waits for {self._waits_for}")
+
+    async def _await_turn(self) -> bool:
+        """Return when nobody else serves the mount; False if we shall not either."""
+        if self._takeover is None:
+            return True
+        if self._standby is not None:
+            loop, called = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(self._standby.fileno(), called.set)
+            self._standby.warm()
+            try:
+                await called.wait()
+            finally:
+                loop.remove_reader(self._standby.fileno())
+            kept = self._standby.take()
+            if kept is None:
+                return False
+            for fd in (fd for fds in kept.values() for fd in fds):
+                os.close(fd)  # those that we were started with are duplicates
+            self._standby = None
+            self._timing.mark("standby")
+        self._takeover.begin()
+        return True
 
     async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
         url = parse_meta_url(self._meta_url, os.environ)
@@ -160,7 +218,9 @@ class _Server:
             heartbeat_s=self._settings.heartbeat_s,
         )
         session.clean_others = not self._settings.no_bgjob
+        self._waits_for = "Redis"
         volume = await session.load_volume()
+        self._timing.mark("meta")
         volume.check_mountable(read_only=self._settings.read_only)
         if kept:
             check_same_mount(kept, self._mountpoint, volume.uuid, self._settings)
@@ -172,7 +232,13 @@ class _Server:
         stack.push_async_callback(store.close)
         if self._takeover is None:
             await store.check_ours(volume)
+        self._timing.mark("store")
         return store
+
+    async def _find_root(self, meta: Meta) -> Ino:
+        if self._takeover:
+            return self._takeover.state.header.root
+        return await _find_root(meta, self._settings)
 
     async def _open_session(self, stack: AsyncExitStack, meta: Meta, session: MetaSession) -> None:
         if self._settings.read_only:
@@ -185,7 +251,7 @@ class _Server:
         """Return the mount's state: the one handed over, with our generation, or a new one."""
         if self._takeover:
             state = self._takeover.state
-            state.change(generation=meta.generation, sid=meta.sid, sealed=False)
+            state.change(generation=meta.generation, sid=meta.sid, sealed=False, leaving={})
             return state
         return State.create(
             Header(
@@ -263,15 +329,21 @@ class _Server:
         )
         stopper = Stopper(self._mountpoint, kernel)
         vfs.meta.ack_source = native.take_answered
-        self._on_signals(stopper, Handover(kernel, vfs, state))
+        kept = (Kept(FUSE, mounted.fd), Kept(STATE, state.fd), Kept(ARENA, path.arena.fd))
+        handover = Handover(kernel, vfs, state)
+        self._on_signals(stopper, handover, Succession(handover, self._notifier, lambda: kept))
+
+        def push() -> None:
+            park(self._notifier, mounted.fd, path.arena.fd, state)
 
         def ready(resent: bool) -> None:
-            mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
+            self._timing.mark("serve")
             self._life.enter(Phase.SERVING)
             if self._takeover is None:
                 state.change(init_out=kernel.init_out)
-            park(self._notifier, mounted.fd, path.arena.fd, state)
+            push()
             self._notifier.ready(f"serving {volume.name}")
+            mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
             log.info(
                 "%s is ready at %s (generation %d%s)",
                 volume.name,
@@ -279,8 +351,14 @@ class _Server:
                 state.header.generation,
                 ", requests come again" if resent else "",
             )
+            self._tell_start(kernel, state)
 
-        helpers = [asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat")]
+        helpers = [
+            asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat"),
+            asyncio.create_task(keep_holder(push, self._revive), name="holder"),
+        ]
+        if self._notifier.watchdog_interval_s:
+            helpers.append(asyncio.create_task(self._feed_watchdog(), name="watchdog"))
         if not (settings.read_only or settings.no_bgjob):
             helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
         try:
@@ -292,7 +370,43 @@ class _Server:
                 with suppress(asyncio.CancelledError, Exception):
                     await task
 
-    def _on_signals(self, stopper: Stopper, handover: Handover) -> None:
+    def _tell_start(self, kernel: Session, state: State) -> None:
+        """Keep the record of this start, and log it once it is known who was answered when."""
+        event = self._timing.event(
+            self._takeover.leaving if self._takeover else {},
+            taken_over=self._takeover is not None,
+            sealed=self._takeover is not None and self._takeover.sealed,
+        )
+        event["generation"] = state.header.generation
+        before = state.header.events[1 - MAX_EVENTS :]
+        state.change(events=[*before, event])
+
+        def finish() -> None:
+            told = _with_answers(event, kernel, self._timing)
+            state.change(events=[*before, told])
+            log.info("event %s", line(told), extra={"jfsd_event": told})
+
+        asyncio.get_running_loop().call_later(FIRST_ANSWER_S, finish)
+
+    async def _feed_watchdog(self) -> None:
+        """Tell the keeper that this event loop turns."""
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(self._notifier.watchdog_interval_s or 1.0)
+
+    def _revive(self) -> None:
+        """Start a new holder for this running server: the one that started it is gone."""
+        command = own_command()
+        start_holder(
+            self._mountpoint,
+            command.argv,
+            command.env,
+            adopt=True,
+            listening=True,
+            watchdog_s=WATCHDOG_S,
+        )
+
+    def _on_signals(self, stopper: Stopper, handover: Handover, succession: Succession) -> None:
         def stop() -> None:
             self._life.enter(Phase.STOPPING)
             self._notifier.stopping()
@@ -300,6 +414,7 @@ class _Server:
 
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(HANDOVER_SIGNAL, handover.request)
+        loop.add_signal_handler(UPGRADE_SIGNAL, succession.request)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 
@@ -391,6 +506,14 @@ async def _find_root(meta: Meta, settings: MountSettings) -> Ino:
         if attr.type is not NodeType.DIRECTORY:
             raise _no_subdir(settings.subdir, "is not a directory")
     return ino
+
+
+def _with_answers(event: Event, kernel: Session, timing: Timing) -> Event:
+    """Return the event with what could not be known when it happened."""
+    told = {**event, "resent": kernel.resent}
+    if kernel.first_answer_s:
+        told["first_answer_ms"] = round((kernel.first_answer_s - timing.started_s) * 1000, 1)
+    return told
 
 
 async def _run_jobs(jobs: Housekeeping) -> None:

@@ -11,9 +11,13 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jfsd.clock import monotonic_s
+from jfsd.daemon.holder_link import HOLDER_VARIABLE, is_kept
+from jfsd.daemon.takeover import NAMES
+from jfsd.daemon.timing import RESTART
 
 if TYPE_CHECKING:
     from jfsd.daemon.state import State
@@ -44,19 +48,46 @@ class Handover:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="handover")
 
     async def _run(self) -> None:
+        try:
+            await self.leave(RESTART)
+        finally:
+            self._task = None
+
+    async def leave(self, kind: str, promote: Callable[[], None] | None = None) -> None:
+        """End this process; return only if the mount would not survive that.
+
+        Args:
+            kind: What the next server shall call the event.
+            promote: Lets the next server serve; None if the keeper starts it.
+        """
         began_s = monotonic_s()
         self._kernel.park()
-        while self._kernel.in_flight > self._vfs.waiting_locks:
-            if monotonic_s() - began_s > PATIENCE_S:
-                break
-            await asyncio.sleep(0.001)
+        if promote is None and HOLDER_VARIABLE in os.environ:
+            kept = asyncio.create_task(asyncio.to_thread(is_kept, NAMES), name="is_kept")
+        else:
+            kept = None
+        await self._finish(began_s)
+        if kept is not None and not await kept:
+            log.warning("the holder does not keep this mount (any more): it is not handed over")
+            self._kernel.resume()
+            return
         left = self._kernel.in_flight
+        now_s = monotonic_s()
+        drain_ms = round((now_s - began_s) * 1000, 1)
         self._state.running(0)
-        self._state.change(sealed=True)
-        log.info(
-            "hands over after %.0f ms, %d requests come again",
-            (monotonic_s() - began_s) * 1000,
-            left,
+        self._state.change(
+            sealed=True,
+            leaving={"kind": kind, "at_s": began_s, "drain_ms": drain_ms, "left": left},
         )
+        if promote is not None:
+            promote()
+        log.info("hands over after %.0f ms, %d requests come again", drain_ms, left)
         logging.shutdown()
         os._exit(0)  # no teardown: whatever it would end goes on in the next process
+
+    async def _finish(self, began_s: float) -> None:
+        """Return when all is answered that will be soon; waiting locks will not."""
+        while self._kernel.in_flight > self._vfs.waiting_locks:
+            if monotonic_s() - began_s > PATIENCE_S:
+                return
+            await asyncio.sleep(0.001)

@@ -35,6 +35,9 @@ from jfsd.daemon.holder_wire import Json
 from jfsd.errors import ExitCode, JfsdError
 from jfsd.fuse import mount as mounting
 
+WATCHDOG_S = 60.0
+"""After so long a silence a server hangs: it is ended, and another one goes on."""
+
 _START_MARGIN_S = 15.0
 """What a holder may take beyond its server's deadline, to end a server and to say so."""
 

@@ -79,6 +79,8 @@ class Header:
     """Mount options that the kernel fixed at mount time, as they were given."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """The last hand-overs with their phases in milliseconds."""
+    leaving: dict[str, Any] = field(default_factory=dict)
+    """What the server that sealed the state says of its end: kind, time, phases."""
     more: dict[str, Any] = field(default_factory=dict)
     """Fields of a newer version, carried over."""
 
@@ -146,12 +148,16 @@ class State:
         Raises:
             StateError: It is no state, damaged, or of an unknown layout.
         """
-        header, seq = _read_header(fd)
+        header, seq = read_header(fd)
         if os.fstat(fd).st_size != _size(header.block_size):
             raise StateError(f"its size is {os.fstat(fd).st_size}, not that of its layout")
         state = cls(fd, header)
         state._seq = seq
         return state
+
+    def reload(self) -> None:
+        """Read the header again: another process has changed it since."""
+        self.header, self._seq = read_header(self.fd)
 
     def close(self) -> None:
         """Unmap; the memory file and its descriptor stay."""
@@ -390,7 +396,12 @@ def _put(memory: mmap.mmap, at: int, form: struct.Struct, *fields: int) -> None:
     _CRC.pack_into(memory, at, _sum(memory, at, form.size))
 
 
-def _read_header(fd: int) -> tuple[Header, int]:
+def read_header(fd: int) -> tuple[Header, int]:
+    """Return the header of the state in `fd` and how often it was written; changes nothing.
+
+    Raises:
+        StateError: It is no state, damaged, or of an unknown layout.
+    """
     best: tuple[int, dict[str, Any]] | None = None
     for at in (0, _HEADER_BYTES):
         head = os.pread(fd, _HEAD.size, at)

@@ -8,7 +8,7 @@ wrote and the store does not have. All three or none: half a mount is never serv
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jfsd.config.flags import MOUNT_FLAGS, Change
@@ -24,15 +24,30 @@ POISON = 3
 """Deaths of servers in the handler of one request after which it is answered with EIO."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Takeover:
-    """A live mount that was handed to this process."""
+    """A live mount that was handed to this process; not ours to change before `begin`."""
 
     fuse_fd: int
     arena_fd: int
     state: State
     poisoned: frozenset[int] = frozenset()
-    """Requests that killed their servers too often."""
+    """Requests that killed their servers too often; known from `begin` on."""
+    leaving: dict[str, Any] = field(default_factory=dict)
+    """What the last server said of its end."""
+    sealed: bool = False
+    """The last server ended as it wanted to."""
+
+    def begin(self) -> None:
+        """Make the mount ours: nobody else serves it any more.
+
+        Raises:
+            StateError: The last server left something that cannot be used.
+        """
+        self.state.reload()
+        header = self.state.header
+        self.leaving, self.sealed = header.leaving, header.sealed
+        self.poisoned = _accuse(self.state)
 
 
 def take_over(notifier: Notifier) -> Takeover | None:
@@ -53,8 +68,7 @@ def take_over(notifier: Notifier) -> Takeover | None:
     for name in NAMES:
         if len(found.get(name, ())) != 1:
             raise StateError(f"comes with {len(found.get(name, ()))} descriptors named {name}")
-    state = State.load(found[STATE][0])
-    return Takeover(found[FUSE][0], found[ARENA][0], state, _accuse(state))
+    return Takeover(found[FUSE][0], found[ARENA][0], State.load(found[STATE][0]))
 
 
 def fixed_options(settings: MountSettings) -> dict[str, Any]:

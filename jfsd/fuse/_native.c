@@ -73,6 +73,7 @@ static struct {
 	struct fuse_in_header in;  /* request being dispatched, unique without RESENT */
 	PyObject *room;            /* its buffer; borrowed from `rooms` */
 	size_t received;
+	unsigned long resent;      /* requests that an earlier process had read */
 	const char *payload;       /* data of a WRITE, inside `room` */
 	size_t payload_len;
 
@@ -415,6 +416,7 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 	if (real == NULL)
 		real = libfuse("fuse_session_process_buf");
 	state.in = *in;
+	state.resent += (in->unique & RESENT) != 0;
 	state.in.unique &= ~RESENT;
 	state.payload = NULL;
 	if (in->opcode == FUSE_TMPFILE)
@@ -455,6 +457,7 @@ static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 	state.init_unread = state.init_unanswered = true;
 	state.attached = state.ended = false;
 	state.room = NULL;
+	state.resent = 0;
 	if (PySet_Clear(state.watched) < 0 ||
 	    PyList_SetSlice(state.answered, 0, PY_SSIZE_T_MAX, NULL) < 0)
 		return NULL;
@@ -471,6 +474,12 @@ static PyObject *ended(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
 	return PyBool_FromLong(state.ended);
+}
+
+static PyObject *resent(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyLong_FromUnsignedLong(state.resent);
 }
 
 static PyObject *init_out(PyObject *self, PyObject *none)
@@ -559,6 +568,8 @@ static PyMethodDef methods[] = {
 	  prepare_doc },
 	{ "attached", attached_, METH_NOARGS, "Return whether pyfuse3's session goes through us." },
 	{ "ended", ended, METH_NOARGS, "Return whether the kernel has ended the connection." },
+	{ "resent", resent, METH_NOARGS,
+	  "Return how many requests came that an earlier process had read." },
 	{ "init_out", init_out, METH_NOARGS, "Return our answer to INIT, b'' before it." },
 	{ "unique", unique, METH_NOARGS,
 	  "Return the current request's number; take_answered() will have it once answered." },

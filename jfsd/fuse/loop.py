@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from jfsd.clock import monotonic_s
 from jfsd.fuse import native
 
 
@@ -56,6 +57,7 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
+        self._worked: set[asyncio.Task[None] | None] = set()
         self._granted = False
         self._watching = False
         self._parked = False
@@ -63,6 +65,8 @@ class Workers:
         self._closed = False
         self._error: BaseException | None = None
         self._progress = asyncio.Event()
+        self.first_answer_s = 0.0
+        """When the first request was answered; 0.0 before it."""
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "parked" if self._parked else "serving"
@@ -134,6 +138,9 @@ class Workers:
         if self._on_ready is not None:
             on_ready, self._on_ready = self._on_ready, None
             on_ready()
+        elif not self.first_answer_s and asyncio.current_task() in self._worked:
+            self.first_answer_s = monotonic_s()
+            self._worked.clear()
         waiting = self._loop.create_future()
         self._idle.append(waiting)
         if self._parked:
@@ -148,6 +155,8 @@ class Workers:
                 self._granted = False
             raise
         self._granted = False
+        if not self.first_answer_s:
+            self._worked.add(asyncio.current_task())
 
     def open_nursery(self) -> Self:
         """Return a context that lasts as long as there are workers."""

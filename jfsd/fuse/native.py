@@ -40,6 +40,7 @@ on_interrupt = _native.on_interrupt
 opcode = _native.opcode
 payload = _native.payload
 prepare = _native.prepare
+resent = _native.resent
 take_answered = _native.take_answered
 unique = _native.unique
 
@@ -54,6 +55,7 @@ __all__ = [
     "payload",
     "prepare",
     "pyfuse3",
+    "resent",
     "take_answered",
     "unique",
 ]

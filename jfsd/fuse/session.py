@@ -111,6 +111,16 @@ class Session:
         """Requests that were read and are not answered."""
         return self._workers.busy if self._workers is not None else 0
 
+    @property
+    def resent(self) -> int:
+        """Requests that an earlier process had read, and that came again to this one."""
+        return native.resent()
+
+    @property
+    def first_answer_s(self) -> float:
+        """When the first request was answered, on the monotonic clock; 0.0 before it."""
+        return self._workers.first_answer_s if self._workers is not None else 0.0
+
     async def serve(self, on_ready: Callable[[bool], None] | None = None) -> None:
         """Answer requests until the mount is gone or `stop` is called.
 

@@ -1,0 +1,178 @@
+"""`jfsd mount -d`: mount under a holder; on a mount that is live, take it over.
+
+What is live is never stacked upon, and never ended by a start that cannot go on with it: all
+differences are named while the running server serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from jfsd.config.settings import MountSettings
+from jfsd.daemon.holder import WATCHDOG_S, start_holder
+from jfsd.daemon.holder_link import HolderClient
+from jfsd.daemon.holder_place import HeldError, HolderError, Place
+from jfsd.daemon.state import read_header
+from jfsd.daemon.takeover import STATE, check_same_mount
+from jfsd.errors import ExitCode, RefusedError
+from jfsd.fuse import mount as mounting
+
+_MEETING_S = 3.0
+"""How long a live mount whose holder was killed may take to have a new one."""
+
+_START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A mount to be served in the background."""
+
+    meta_url: str
+    password: str
+    """What stands in the URL as its password; it travels in the environment instead."""
+    mountpoint: str
+    """Absolute and resolved."""
+    settings: MountSettings
+    arguments: Sequence[str]
+    """Options of the server's command line, without relative paths."""
+
+    def command(self, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+        """Return the server's command line and environment; no secret is an argument."""
+        url, env = self.meta_url, dict(environ)
+        if self.password:
+            url = url.replace(f":{self.password}@", "@", 1)
+            env["REDIS_PASSWORD"] = unquote(self.password)
+        argv = [sys.executable, "-P", "-m", "jfsd", "mount", *self.arguments, url, self.mountpoint]
+        return argv, env
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of it."""
+
+    server: int
+    took_over: bool
+    phases: dict[str, Any]
+
+
+def mount_background(wanted: Background) -> Outcome:
+    """Return when the mount is served as it is wanted.
+
+    Raises:
+        RefusedError: It cannot be; what was there before is there still.
+    """
+    holder = _find_holder(wanted.mountpoint)
+    if holder is not None:
+        with holder:
+            return _take_over(holder, wanted)
+    mounting.check_mountpoint(wanted.mountpoint, nonempty=wanted.settings.fuse.nonempty)
+    argv, env = wanted.command(os.environ)
+    try:
+        started = start_holder(
+            wanted.mountpoint,
+            argv,
+            env,
+            _START_S,
+            watchdog_s=WATCHDOG_S,
+            log_level=wanted.settings.log_level,
+        )
+    except HeldError:
+        raise _busy(wanted.mountpoint) from None
+    except HolderError as error:
+        raise refusal(error) from error
+    return Outcome(started.server, False, {})
+
+
+def _find_holder(mountpoint: str) -> HolderClient | None:
+    """Return the holder of what is mounted there, None if nothing is.
+
+    Raises:
+        RefusedError: Something is mounted that no holder keeps.
+    """
+    end_s = time.monotonic() + _MEETING_S
+    while (holder := HolderClient.find(mountpoint)) is None:
+        entry = mounting.find(mountpoint)
+        if entry is None or not entry.fstype.endswith(mounting.SUBTYPE):
+            return None
+        if mounting.is_dead(mountpoint):
+            return None
+        if time.monotonic() > end_s:
+            raise RefusedError(
+                ExitCode.ALREADY_MOUNTED,
+                mountpoint,
+                "is served, but not under a holder of `jfsd mount -d`",
+                "restart the service that serves it (systemctl restart), or unmount it first",
+            )
+        time.sleep(0.1)
+    return holder
+
+
+def _take_over(holder: HolderClient, wanted: Background) -> Outcome:
+    if holder.status()["stopping"]:
+        raise _busy(wanted.mountpoint)
+    _check_live(holder, wanted)
+    argv, env = wanted.command(os.environ)
+    try:
+        answer = holder.upgrade(argv, env, warm=True, ready_s=_START_S)
+    except HolderError as error:
+        raise refusal(error) from error
+    return Outcome(answer["pid"], True, answer["phases"])
+
+
+def _check_live(holder: HolderClient, wanted: Background) -> None:
+    """Return if the mount that is live can be served as it is wanted."""
+    kept = holder.descriptors()
+    try:
+        fds = [fd for name, fd in kept if name == STATE]
+        if not fds:
+            raise _busy(wanted.mountpoint)  # it is only just being mounted
+        header, _ = read_header(fds[0])
+    finally:
+        for _, fd in kept:
+            os.close(fd)
+    uuid = asyncio.run(_volume_uuid(wanted.meta_url))
+    check_same_mount(header, wanted.mountpoint, uuid, wanted.settings)
+
+
+async def _volume_uuid(meta_url: str) -> str:
+    from jfsd.meta.connection import Connection  # noqa: PLC0415 - a fresh mount does not need it
+    from jfsd.meta.format import read_volume  # noqa: PLC0415
+    from jfsd.meta.url import parse_meta_url  # noqa: PLC0415
+
+    connection = Connection(parse_meta_url(meta_url, os.environ))
+    await connection.open()
+    try:
+        return (await read_volume(connection)).uuid
+    finally:
+        await connection.close()
+
+
+def refusal(error: HolderError) -> RefusedError:
+    """Return what a server said when it gave up, as if this process had found it out."""
+    words = str(error).removeprefix("jfsd: ")
+    value, _, rest = words.partition(": ")
+    rule, _, mend = rest.rpartition("; ")
+    if not rule:
+        value, rule, mend = "the server", words, "see its log"
+    return RefusedError(error.exit_code, value, rule, mend)
+
+
+def log_of(mountpoint: str) -> str:
+    """Return where a server in the background writes to."""
+    return os.fspath(Place.of(mountpoint).log)
+
+
+def _busy(mountpoint: str) -> RefusedError:
+    return RefusedError(
+        ExitCode.ALREADY_MOUNTED,
+        mountpoint,
+        "is being mounted, or unmounted, by another command",
+        "try again when that has ended",
+    )
