@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 
@@ -111,6 +112,7 @@ class _Server:
         self._record: MountRecord | None = None
         self._fenced = False
         self._waits_for = "its turn"
+        self._untold: Callable[[], None] | None = None
 
     @property
     def _goes_on(self) -> bool:
@@ -330,7 +332,7 @@ class _Server:
         stopper = Stopper(self._mountpoint, kernel)
         vfs.meta.ack_source = native.take_answered
         kept = (Kept(FUSE, mounted.fd), Kept(STATE, state.fd), Kept(ARENA, path.arena.fd))
-        handover = Handover(kernel, vfs, state)
+        handover = Handover(kernel, vfs, state, self._complete_record)
         self._on_signals(stopper, handover, Succession(handover, self._notifier, lambda: kept))
 
         def push() -> None:
@@ -381,12 +383,18 @@ class _Server:
         before = state.header.events[1 - MAX_EVENTS :]
         state.change(events=[*before, event])
 
-        def finish() -> None:
+        def complete() -> None:
             told = _with_answers(event, kernel, self._timing)
             state.change(events=[*before, told])
             log.info("event %s", line(told), extra={"jfsd_event": told})
+            self._untold = None
 
-        asyncio.get_running_loop().call_later(FIRST_ANSWER_S, finish)
+        self._untold = complete
+        asyncio.get_running_loop().call_later(FIRST_ANSWER_S, self._complete_record)
+
+    def _complete_record(self) -> None:
+        if self._untold is not None:
+            self._untold()
 
     async def _feed_watchdog(self) -> None:
         """Tell the keeper that this event loop turns."""

@@ -36,7 +36,11 @@ PATIENCE_S = 0.1
 class Handover:
     """Ends the process for the next one; requested by a signal, done once."""
 
-    def __init__(self, kernel: Session, vfs: Vfs, state: State) -> None:
+    def __init__(
+        self, kernel: Session, vfs: Vfs, state: State, on_leave: Callable[[], None]
+    ) -> None:
+        """Prepare; `on_leave` is called when the process is about to end."""
+        self._on_leave = on_leave
         self._kernel = kernel
         self._vfs = vfs
         self._state = state
@@ -74,6 +78,7 @@ class Handover:
         left = self._kernel.in_flight
         now_s = monotonic_s()
         drain_ms = round((now_s - began_s) * 1000, 1)
+        self._on_leave()
         self._state.running(0)
         self._state.change(
             sealed=True,
