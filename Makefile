@@ -1,6 +1,8 @@
 # Every verb sets up what it needs: `make run` and `make test` work on a fresh Debian 12, as root.
 
 SHELL := /bin/bash
+# Where this is set, every start of jfsd would compile its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 

@@ -63,6 +63,7 @@ class Connection:
         self.url = url
         self.deadline_s = deadline_s
         self.reconnects = 0
+        self._was_up = False
         self._wire: Wire | None = None
         self._connected_s = 0.0
         self._server_run = b""
@@ -98,6 +99,7 @@ class Connection:
             return
         try:
             await self._connect()
+            self._was_up = True
             await self._check()
         except RefusedError:
             await self.close()
@@ -292,6 +294,10 @@ class Connection:
                     )
                 await asyncio.sleep(min(self._pause_s(attempt), LONGEST_PAUSE_S))
                 attempt += 1
+        if not self._was_up:
+            self._was_up = True
+            if attempt == 0:
+                return  # the first connection of a server that was there
         self.reconnects += 1
         log.info(
             "metadata server %s is back after %.1f s, %d requests repeated",

@@ -169,13 +169,18 @@ async def test_a_restarted_server_is_waited_for(own, caplog) -> None:
                 turn += 1
             return turn
 
+        async def told(words: str, times: int) -> None:
+            async with asyncio.timeout(30):
+                while sum(words in r.getMessage() for r in caplog.records) < times:
+                    await asyncio.sleep(0.02)
+
         tasks = [asyncio.create_task(worker(n)) for n in range(8)]
-        for _ in range(2):
+        for turn in (1, 2):
             await asyncio.sleep(0.3)
             await asyncio.to_thread(own.stop)
-            await asyncio.sleep(0.7)
+            await told("is away", turn)
             await asyncio.to_thread(own.start)
-        await asyncio.sleep(1)
+            await told("is back", turn)
         stop.set()
         made = sum(await asyncio.gather(*tasks))
         assert own.client().hlen("d1") == made > 0

@@ -36,12 +36,12 @@ def program(name: str) -> str:
 
 
 def clean_env(**extra: str) -> dict[str, str]:
-    """Return an environment without credentials of the surroundings."""
-    keep = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("AWS_", "JFS_", "META_", "REDIS_", "ACCESS_", "SECRET_", "PYTEST_"))
-    }
+    """Return an environment without credentials and Python settings of the surroundings.
+
+    Where PYTHONDONTWRITEBYTECODE is set, every start would compile the program anew.
+    """
+    foreign = ("AWS_", "JFS_", "META_", "REDIS_", "ACCESS_", "SECRET_", "PYTEST_", "PYTHON")
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return {**keep, "AWS_EC2_METADATA_DISABLED": "true", **extra}
 
 
