@@ -10,6 +10,7 @@ What a SIGKILL leaves at each step is in docs/LIFECYCLE.md.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -59,7 +60,7 @@ from jfsd.meta.engine import FencedError
 from jfsd.meta.jobs.housekeeping import Housekeeping
 from jfsd.meta.session import Session as MetaSession
 from jfsd.meta.session import SessionInfo
-from jfsd.meta.url import parse_meta_url
+from jfsd.meta.url import Kind, parse_meta_url
 from jfsd.systemd.notify import Notifier
 from jfsd.types import ROOT_INO, Ino, NodeType
 from jfsd.vfs.ports import Options
@@ -203,10 +204,12 @@ class _Server:
 
     async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
         url = parse_meta_url(self._meta_url, os.environ)
-        connection = Connection(url, deadline_s=META_PATIENCE_S)
-        await connection.open(wait=self._takeover is not None)
-        stack.push_async_callback(connection.close)
         kept = self._takeover.state.header if self._takeover else None
+        if kept and kept.cluster:
+            url = url.as_cluster()
+        connection = Connection(url, deadline_s=META_PATIENCE_S)
+        await connection.open(wait=kept is not None)
+        stack.push_async_callback(connection.close)
         meta = Meta(
             connection,
             mount_id=kept.mount_id if kept else secrets.token_hex(8),
@@ -264,6 +267,7 @@ class _Server:
                 block_size=volume.block_size_bytes,
                 sid=meta.sid,
                 root=root,
+                cluster=meta.connection.url.kind is Kind.CLUSTER,
                 options=fixed_options(self._settings),
             )
         )
@@ -354,6 +358,8 @@ class _Server:
                 ", requests come again" if resent else "",
             )
             self._tell_start(kernel, state)
+            gc.freeze()
+            gc.enable()
 
         helpers = [
             asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat"),

@@ -71,6 +71,8 @@ class Header:
     generation: int = 1
     sid: int = 0
     root: Ino = 1
+    cluster: bool = False
+    """Redis proved to be a cluster: every key has a prefix."""
     init_in: bytes = b""
     init_out: bytes = b""
     sealed: bool = False

@@ -16,12 +16,10 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import AuthenticationError, RedisError
-
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.meta.dial import DialError, find_master, open_wire
 from jfsd.meta.url import Kind
-from jfsd.meta.wire import ReplyError, Request, Wire, open_wire, pack
+from jfsd.meta.wire import ReplyError, Request, Wire, pack
 
 if TYPE_CHECKING:
     from jfsd.meta.url import MetaUrl
@@ -104,7 +102,7 @@ class Connection:
         except RefusedError:
             await self.close()
             raise
-        except (RedisError, OSError) as error:
+        except OSError as error:
             await self.close()
             raise _refusal(self.url, error) from error
 
@@ -186,7 +184,7 @@ class Connection:
         host = await self._find()
         try:
             wire = await open_wire(self.url, host, CONNECT_TIMEOUT_S, self._lost)
-        except RedisError as error:
+        except DialError as error:
             if self.url.kind is not Kind.STANDALONE or "cluster mode" not in str(error):
                 raise
             self.url = self.url.as_cluster()
@@ -232,20 +230,7 @@ class Connection:
             return None
         if self.url.kind is not Kind.SENTINEL:
             return random.choice(self.url.hosts)  # noqa: S311 - spreads load, hides nothing
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            list(self.url.hosts),
-            sentinel_kwargs={
-                "password": self.url.sentinel_password or None,
-                "socket_timeout": CONNECT_TIMEOUT_S,
-                "protocol": 2,
-            },
-        )
-        try:
-            address = await sentinel.discover_master(self.url.master_name)
-        finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
-        return str(address[0]), int(address[1])
+        return await find_master(self.url, CONNECT_TIMEOUT_S)
 
     async def _slot_owner(self, wire: Wire) -> tuple[str, int] | None:
         slot = await self._ask(wire, "CLUSTER", "KEYSLOT", self.prefix)
@@ -283,7 +268,7 @@ class Connection:
         while self._wire is None:
             try:
                 await self._connect()
-            except (TimeoutError, RedisError, OSError) as error:
+            except OSError as error:
                 now_s = self._loop.time()
                 if now_s - told_s >= 60:
                     told_s = now_s
@@ -419,17 +404,17 @@ def _version(info: bytes) -> tuple[int, ...] | None:
     return tuple(int(part) for part in value.split(".") if part.isdigit()) or None
 
 
-def _refusal(url: MetaUrl, error: Exception) -> RefusedError:
+def _refusal(url: MetaUrl, error: OSError) -> RefusedError:
     """Return the one line that says why the server cannot be used."""
-    text = str(error)
+    text = error.strerror or str(error)
     rule, mend = f"the metadata server cannot be reached ({text})", "start it, or mend the address"
-    if isinstance(error, AuthenticationError) or any(
+    if any(
         word in text
-        for word in ("WRONGPASS", "NOAUTH", "NOPERM", "username-password", "Authentication")
+        for word in ("WRONGPASS", "AUTH", "NOPERM", "username-password", "Authentication")
     ):
         rule, mend = f"the metadata server refuses us ({text})", "mend user and password"
     elif "DB index" in text or "SELECT is not allowed" in text:
         rule, mend = f"the server has no database {url.db} ({text})", "choose another number"
-    elif "rotocol" in text or "InvalidResponse" in type(error).__name__:
+    elif error.errno == errno.EPROTO:
         rule, mend = "this is no Redis server", "check host and port"
     return RefusedError(ExitCode.META_UNREACHABLE, url.redacted(), rule, mend)

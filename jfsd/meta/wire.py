@@ -1,8 +1,8 @@
 """One socket to a Redis server: commands go out joined, replies come back in order.
 
-`redis.asyncio` makes the connection (addresses, TLS, authentication, database); then `Wire` takes
-over its transport, because one pipeline shared by all coroutines needs neither its streams nor
-its pool. Nothing here repeats anything: `connection.py` does.
+One pipeline shared by all coroutines needs neither the streams nor the pool of a client library;
+hiredis packs and parses. `dial.py` makes the connection, and nothing here repeats anything:
+`connection.py` does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
-import redis.asyncio.connection as redis_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from jfsd.meta.url import MetaUrl
+    from collections.abc import Callable
 
 Argument: TypeAlias = bytes | str | int
 """A word of a command."""
@@ -60,87 +57,6 @@ class Request:
         self.deadline_s = deadline_s
 
 
-class _Takeover:
-    """Mixed into the three connection classes of redis-py: hands its transport over."""
-
-    _writer: asyncio.StreamWriter | None
-    _reader: asyncio.StreamReader | None
-
-    def hand_over(self, protocol: asyncio.Protocol) -> asyncio.WriteTransport:
-        """Return the transport, with `protocol` receiving from it; the streams are gone."""
-        assert self._writer is not None  # noqa: S101 - connect() has set it
-        transport = self._writer.transport
-        transport.set_protocol(protocol)
-        self._writer = self._reader = None
-        return transport
-
-
-class _Tcp(_Takeover, redis_connection.Connection):
-    pass
-
-
-class _Tls(_Takeover, redis_connection.SSLConnection):
-    server_name = ""
-
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        arguments = dict(super()._connection_arguments())
-        if self.server_name:
-            arguments["server_hostname"] = self.server_name
-        return arguments
-
-
-class _Unix(_Takeover, redis_connection.UnixDomainSocketConnection):
-    pass
-
-
-async def open_wire(
-    url: MetaUrl, host: tuple[str, int] | None, connect_timeout_s: float, lost: Callable[[], None]
-) -> Wire:
-    """Return a connected, authenticated wire on the URL's database.
-
-    Raises:
-        redis.RedisError: The server cannot be reached, or refuses user, password or database.
-        OSError: A certificate file cannot be read, or the socket failed.
-    """
-    common: dict[str, Any] = {
-        "db": 0 if url.prefix else url.db,
-        "username": url.username or None,
-        "password": url.password or None,
-        "socket_timeout": url.read_timeout_s,
-        "socket_connect_timeout": connect_timeout_s,
-        "protocol": 2,
-        "client_name": "jfsd",
-        "driver_info": None,
-    }
-    connection: _Tcp | _Tls | _Unix
-    if host is None:
-        connection = _Unix(path=url.path, **common)
-    elif url.tls is None:
-        connection = _Tcp(host=host[0], port=host[1], socket_keepalive=True, **common)
-    else:
-        verify = not url.tls.insecure_skip_verify
-        connection = _Tls(
-            host=host[0],
-            port=host[1],
-            socket_keepalive=True,
-            ssl_ca_certs=url.tls.ca_cert_file or None,
-            ssl_certfile=url.tls.cert_file or None,
-            ssl_keyfile=url.tls.key_file or None,
-            ssl_cert_reqs="required" if verify else "none",
-            ssl_check_hostname=verify,
-            **common,
-        )
-        connection.server_name = url.tls.server_name
-    try:
-        await connection.connect()  # type: ignore[no-untyped-call]
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    wire = Wire(lost)
-    wire.attach(connection.hand_over(wire))
-    return wire
-
-
 class Wire(asyncio.Protocol):
     """A pipelined connection. Requests are answered in the order in which they were sent.
 
@@ -150,6 +66,8 @@ class Wire(asyncio.Protocol):
     def __init__(self, lost: Callable[[], None]) -> None:
         self.unanswered: deque[Request] = deque()
         self.closed = False
+        self.garbled = False
+        """What came is not Redis's protocol."""
         self.received_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._lost = lost
@@ -192,6 +110,7 @@ class Wire(asyncio.Protocol):
                     else:
                         future.set_result(reply)
         except (hiredis.ProtocolError, IndexError):
+            self.garbled = True
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - protocol
