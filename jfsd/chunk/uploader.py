@@ -120,6 +120,7 @@ class Uploader:
         slot = pending.slots[block]
         pending.slots[block] = UPLOADED
         pending.left -= 1
-        self._journal.on_uploaded(pending, block)
+        if not pending.dropped:
+            self._journal.on_uploaded(pending, block)
         self._arena.free(slot)
         self._on_stored(pending)

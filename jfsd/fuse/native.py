@@ -42,6 +42,7 @@ payload = _native.payload
 prepare = _native.prepare
 resent = _native.resent
 take_answered = _native.take_answered
+unanswered_again = _native.unanswered_again
 unique = _native.unique
 
 __all__ = [
@@ -57,5 +58,6 @@ __all__ = [
     "pyfuse3",
     "resent",
     "take_answered",
+    "unanswered_again",
     "unique",
 ]
