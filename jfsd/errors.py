@@ -35,6 +35,12 @@ class ExitCode(IntEnum):
     BUSY = 12
     """Files are open; nothing was unmounted."""
     NOT_MOUNTED = 13
+    NOT_STORED = 14
+    """What was written is not all in the store yet; nothing of it is lost."""
+    NO_SERVER = 15
+    """The mount is there, and no server of it answers."""
+    NOT_APPLIED = 16
+    """Some options of a configuration that was read again did not take effect."""
 
 
 class JfsdError(Exception):

@@ -101,6 +101,11 @@ class BlockStore:
         if self._cache is not None:
             await self._cache.close()
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the local copies."""
+        return self._cache.used_bytes if self._cache is not None else 0
+
     # -- reading
 
     def peek(

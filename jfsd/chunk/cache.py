@@ -39,6 +39,10 @@ _LOW_PERCENT = 95
 class BlockCache(Protocol):
     """Blocks by path (`layout.block_path`), plaintext."""
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that are known to be there."""
+
     async def start(self) -> None:
         """Begin to know what is there; nothing waits for the end of it."""
 

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jfsd import clock
 from jfsd.chunk.arena import PAGE_BYTES, SLOT_COST_BYTES, Arena
@@ -169,13 +169,22 @@ class Writer:
         if file is None:
             return
         if file.pending:
+            self.push(ino)
+            if file.pending:
+                await self._wait(file)
+        self._raise_refusal(ino)
+
+    def push(self, ino: Ino) -> None:
+        """Send all that was accepted for `ino` on its way, without waiting for it.
+
+        An error stays for the program that has the file open.
+        """
+        file = self._files.get(ino)
+        if file is not None:
             for pending in file.each():
                 if not pending.frozen:
                     self._slicer.freeze(pending)
             self._retry(file)
-            if file.pending:
-                await self._wait(file)
-        self._raise_refusal(ino)
 
     async def flush_all(self) -> None:
         """Flush every file; returns when each was tried.
@@ -210,6 +219,28 @@ class Writer:
     def dirty_bytes(self) -> int:
         """Bytes of the buffer that are charged."""
         return self._budget.charged
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a full block."""
+        return self._block_size
+
+    @property
+    def newest(self) -> int:
+        """Number of the slice that was begun last."""
+        return self._slicer.seq
+
+    @property
+    def failing_files(self) -> int:
+        """How many files could not be stored at the last attempt; it will be repeated."""
+        return len(self._failing)
+
+    def unstored(self, until: int) -> Iterator[PendingSlice]:
+        """Yield the pending slices that were begun before or as `until`."""
+        for file in self._files.values():
+            for pending in (*file.committing, *file.queue):
+                if pending.seq <= until:
+                    yield pending
 
     def pending(self, ino: Ino, index: int) -> Sequence[PendingSlice]:
         """Return the pending slices of a chunk in write order; they override its list."""

@@ -21,7 +21,10 @@ VERBS = {
     "format": "Create a volume, or change what may change of it.",
     "mount": "Serve a volume at a directory, in the foreground.",
     "umount": "Take a mount away.",
-    "status": "Show a volume's setting, sessions and usage as JSON.",
+    "drain": "Have everything stored that was written, while the mount is served.",
+    "reload": "Have a server read its configuration again.",
+    "status": "Show a volume's setting, sessions and usage, and a mount, as JSON.",
+    "state": "Show what the next server of a mount would know, as JSON.",
     "info": "Show what files are made of: inode, chunks, slices, objects.",
     "version": "Show the versions of jfsd and what it runs on.",
 }

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import click
 
@@ -18,7 +17,7 @@ from jfsd.cli.options import flag_options
 from jfsd.config.credentials import read_credentials
 from jfsd.config.flags import Change, Value
 from jfsd.config.formatflags import FORMAT_FLAGS
-from jfsd.config.volume import Volume, new_volume
+from jfsd.config.volume import Volume, new_volume, shown_bucket
 from jfsd.errors import ExitCode, RefusedError
 
 if TYPE_CHECKING:
@@ -318,12 +317,3 @@ def _read_rsa_key(path: str, passphrase: str | None) -> str:
     if not isinstance(key, RSAPrivateKey):
         raise RefusedError(ExitCode.USAGE, f"{option} {path}", "is no RSA key", "make an RSA key")
     return text
-
-
-def shown_bucket(bucket: str) -> str:
-    """Return the bucket for people: without a user and password in its address."""
-    if "://" not in bucket:
-        return bucket
-    parts = urlsplit(bucket)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -1,4 +1,4 @@
-"""`jfsd status`: a volume's setting, sessions and usage."""
+"""`jfsd status`: a volume's setting, sessions and usage, and how a mount of it is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import click
 
 from jfsd.cli.argv import hide, password_of
 from jfsd.config.runtime import find
-from jfsd.errors import ExitCode, RefusedError
+from jfsd.errors import ExitCode, JfsdError, RefusedError
 
 EPILOG = """\b
 Examples:
   jfsd status redis://localhost/1
   jfsd status /mnt/jfs | jq .Stat.UsedSpace
+  jfsd status /mnt/jfs | jq .Mount
 """
+_PATIENCE_S = 3.0
 
 
 @click.command("status", epilog=EPILOG)
@@ -27,17 +29,42 @@ Examples:
 def command(target: str) -> None:
     """Print JSON about a volume: Setting (without secrets), Sessions, Stat (usage, trash).
 
-    A MOUNTPOINT is found through its record, which only its user and root can read.
+    For a MOUNTPOINT also Mount: its server, where it stores, what is not stored yet, open
+    files, cache, who keeps its descriptors, and the last restarts with their times in
+    milliseconds. This part is shown even if Redis does not answer. A mount is found through
+    its record, which only its user and root can read.
     """
     hide([password_of(target)])
-    meta_url, environ = _resolve(target)
-    click.echo(json.dumps(asyncio.run(_status(meta_url, environ)), indent=2, ensure_ascii=False))
+    meta_url, environ, place = _resolve(target)
+    mount = {"Mount": _mount(place)} if place else {}
+    try:
+        shown = {**asyncio.run(_status(meta_url, environ)), **mount}
+    except JfsdError:
+        if mount:
+            _print(mount)
+        raise
+    _print(shown)
 
 
-def _resolve(target: str) -> tuple[str, Mapping[str, str]]:
-    """Return the metadata URL of the target, and the environment with its password."""
+def _print(shown: dict[str, Any]) -> None:
+    click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+
+
+def _mount(place: str) -> dict[str, Any]:
+    """Return what the mount's server says of it, or that there is none at the moment."""
+    from jfsd.daemon.control_client import NoServerError, ask  # noqa: PLC0415
+
+    try:
+        mount: dict[str, Any] = ask(place, {"do": "status"}, patience_s=_PATIENCE_S).result["mount"]
+    except NoServerError as error:
+        return {"MountPoint": place, "Pid": 0, "Phase": "no server", "Error": error.rule}
+    return mount
+
+
+def _resolve(target: str) -> tuple[str, Mapping[str, str], str]:
+    """Return the metadata URL, the environment with its password, and the mount point, if any."""
     if "://" in target or not (target.startswith((".", "/")) or _is_file(target)):
-        return target, os.environ
+        return target, os.environ, ""
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
     place = mounting.resolve(target)
@@ -49,7 +76,7 @@ def _resolve(target: str) -> tuple[str, Mapping[str, str]]:
             "is no mount of jfsd that this user serves",
             "give the mount point as the user who mounted it, or a metadata URL",
         )
-    return record.meta_url, {**os.environ, **record.passwords}
+    return record.meta_url, {**os.environ, **record.passwords}, place
 
 
 def _is_file(target: str) -> bool:

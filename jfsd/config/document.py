@@ -25,6 +25,9 @@ EXIT_CODES = {
     ExitCode.NO_PRIVILEGE: "Not root, or /dev/fuse is missing or may not be opened.",
     ExitCode.BUSY: "Files are open; nothing was unmounted.",
     ExitCode.NOT_MOUNTED: "Nothing of jfsd is mounted there.",
+    ExitCode.NOT_STORED: "Not everything is in the store yet; what was written is kept.",
+    ExitCode.NO_SERVER: "The mount is there, and no server of it answers.",
+    ExitCode.NOT_APPLIED: "A reload left some options as they were; the lines before say which.",
 }
 
 ENVIRONMENT = {

@@ -9,6 +9,7 @@ leaves the file behind: whether the mount exists, only the kernel says.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -23,6 +24,12 @@ PASSWORD_VARIABLES = (
     "META_PASSWORD_FILE",
     "SENTINEL_PASSWORD",
 )
+
+RECORD, CONTROL = ".json", ".sock"
+"""What the mount's files end in: its record, and the control socket of its server."""
+
+_MAX_NAME_BYTES = 255
+_SUFFIX_BYTES = 20
 
 
 def _passwords() -> dict[str, str]:
@@ -77,8 +84,24 @@ def escape(mountpoint: str) -> str:
     return "".join(parts)
 
 
-def register(record: MountRecord) -> Path:
-    """Write the record so that commands find the mount; replaces an older one whole."""
+def place_of(mountpoint: str, suffix: str) -> Path:
+    """Return the path of a file of the mount in the runtime directory; it need not exist.
+
+    A mount point whose name is too long for a file's is cut, and told apart by a digest.
+    """
+    name = escape(mountpoint)
+    if len(name) + _SUFFIX_BYTES > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+        name = name[: _MAX_NAME_BYTES - _SUFFIX_BYTES - len(digest)] + digest
+    return runtime_directory() / (name + suffix)
+
+
+def make_directory() -> None:
+    """Have the directory of the records, private to this user.
+
+    Raises:
+        RefusedError: It is somebody else's, or others may look into it.
+    """
     directory = runtime_directory()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.stat()
@@ -89,7 +112,12 @@ def register(record: MountRecord) -> Path:
             "must belong to the user of the mount, with mode 0700",
             f"correct or remove it, or name another in {DIRECTORY_VARIABLE}",
         )
-    path = directory / (escape(record.mountpoint) + ".json")
+
+
+def register(record: MountRecord) -> Path:
+    """Write the record so that commands find the mount; replaces an older one whole."""
+    make_directory()
+    path = place_of(record.mountpoint, RECORD)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -105,12 +133,12 @@ def unregister(mountpoint: str, pid: int) -> None:
     """
     record = find(mountpoint)
     if record is not None and record.pid == pid:
-        (runtime_directory() / (escape(mountpoint) + ".json")).unlink(missing_ok=True)
+        place_of(mountpoint, RECORD).unlink(missing_ok=True)
 
 
 def find(mountpoint: str) -> MountRecord | None:
     """Return the record of what is mounted there; None if it is not ours or not readable."""
-    path = runtime_directory() / (escape(mountpoint) + ".json")
+    path = place_of(mountpoint, RECORD)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
             return MountRecord(**json.load(file))

@@ -13,6 +13,7 @@ import uuid as uuids
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from jfsd.config import secrets
 from jfsd.config.version import JUICEFS_LEVEL, OWN_VERSION, parse_version
@@ -350,3 +351,12 @@ def _unsealed(fields: Mapping[str, Any], name: str) -> str:
     raise RefusedError(
         ExitCode.VOLUME_UNSUPPORTED, f"setting {name}", rule, "set it again with `juicefs config`"
     )
+
+
+def shown_bucket(bucket: str) -> str:
+    """Return the bucket for people: without a user and password in its address."""
+    if "://" not in bucket:
+        return bucket
+    parts = urlsplit(bucket)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

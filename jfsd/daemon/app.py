@@ -24,6 +24,8 @@ import uvloop
 from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
+from jfsd.daemon.answers import Answers
+from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
@@ -108,6 +110,7 @@ class _Server:
         self._life = Life()
         self._failure: JfsdError | None = None
         self._notifier = Notifier.from_environ()
+        self._control = Control(mountpoint)
         self._takeover: Takeover | None = None
         self._standby: Standby | None = None
         self._record: MountRecord | None = None
@@ -159,6 +162,10 @@ class _Server:
             vfs = Vfs(meta, path.writer, path.reader, _options(volume, self._settings, root))
             path.on_commit = vfs.committed
             jobs.trees.open_inos = vfs.handles.open_inos
+            stack.push_async_callback(self._control.close)
+            Answers(
+                volume, self._settings, self._life, state, vfs, path, store, self._notifier
+            ).listen(self._control)
             stack.push_async_callback(self._flush, path)
             await self._restore(state, vfs, path)
             self._timing.mark("restore")
@@ -350,6 +357,7 @@ class _Server:
             push()
             self._notifier.ready(f"serving {volume.name}")
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
+            self._control.start()
             log.info(
                 "%s is ready at %s (generation %d%s)",
                 volume.name,

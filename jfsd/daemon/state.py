@@ -115,7 +115,7 @@ class State:
     Table slots are handed out lowest first, so that the pages in use stay few.
     """
 
-    def __init__(self, fd: int, header: Header) -> None:
+    def __init__(self, fd: int, header: Header, *, read_only: bool = False) -> None:
         """Use the memory file `fd`, which is large enough; `header` is what it holds."""
         self.fd = fd
         self.header = header
@@ -123,7 +123,8 @@ class State:
         self._slice_bytes = (_SLICE.size + 4 * blocks + 63) // 64 * 64
         self._locks_at = _FILES_AT + _FILES * _FILE_BYTES
         self._slices_at = self._locks_at + _LOCKS * _LOCK_BYTES
-        self._map = mmap.mmap(fd, _size(header.block_size))
+        access = mmap.ACCESS_READ if read_only else mmap.ACCESS_DEFAULT
+        self._map = mmap.mmap(fd, _size(header.block_size), access=access)
         self._map.madvise(mmap.MADV_DONTDUMP)
         self._seq = 0
         self._files = _Table(self._map, _FILES_AT, _FILE_BYTES, _FILES)
@@ -144,8 +145,13 @@ class State:
         return state
 
     @classmethod
-    def load(cls, fd: int) -> State:
+    def load(cls, fd: int, *, read_only: bool = False) -> State:
         """Return the state that an earlier process left in `fd`.
+
+        Args:
+            fd: The memory file.
+            read_only: Only to look at it: the memory cannot be changed through the result,
+                and a server may be writing to it.
 
         Raises:
             StateError: It is no state, damaged, or of an unknown layout.
@@ -153,7 +159,7 @@ class State:
         header, seq = read_header(fd)
         if os.fstat(fd).st_size != _size(header.block_size):
             raise StateError(f"its size is {os.fstat(fd).st_size}, not that of its layout")
-        state = cls(fd, header)
+        state = cls(fd, header, read_only=read_only)
         state._seq = seq
         return state
 
@@ -209,6 +215,14 @@ class State:
                 free = at
         _put(self._map, _SUSPECTS_AT if free is None else free, _SUSPECT, 1, op)
         return 1
+
+    def suspects(self) -> Iterator[tuple[int, int]]:
+        """Yield the requests that servers died of, each with how often."""
+        for slot in range(_SUSPECTS):
+            at = _SUSPECTS_AT + slot * _SUSPECT_BYTES
+            crc, count, op = _SUSPECT.unpack_from(self._map, at)
+            if crc and crc == _sum(self._map, at, _SUSPECT.size):
+                yield op, count
 
     # -- open files
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from jfsd.config.credentials import Credentials, check_complete, read_credentials
 from jfsd.config.settings import MountSettings
-from jfsd.config.volume import Volume
+from jfsd.config.volume import Volume, shown_bucket
 from jfsd.errors import JfsdError
 from jfsd.object.base import ObjectStore
 from jfsd.object.open import check_volume, open_store, retune
@@ -37,6 +37,12 @@ class VolumeStore(SwitchedStore):
         self._address = _address(volume, settings)
         self._switching: asyncio.Task[None] | None = None
         super().__init__(_open(volume, settings))
+
+    @property
+    def shown(self) -> str:
+        """Kind and address of the store for people, without secrets."""
+        storage, bucket, *_ = self._address
+        return f"{storage} {shown_bucket(bucket)}"
 
     async def check_ours(self, volume: Volume) -> None:
         """Return if the store answers and is the volume's.

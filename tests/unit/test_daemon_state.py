@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
+import struct
+import threading
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 from jfsd.chunk.pending import UPLOADED, SliceRecord
 from jfsd.daemon.state import FileRecord, Header, State, StateError
+from jfsd.daemon.state_view import describe, state_kept_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,3 +191,105 @@ def test_a_kill_at_any_point_leaves_all_records_that_were_finished(state: State)
         done = finished.count(record.seq)
         assert done <= record.length <= done + 1
     assert len(reread(state).slices()) == 19
+
+
+# -- looking at it
+
+
+def test_a_view_shows_what_a_next_server_would_find_and_changes_nothing(state: State) -> None:
+    state.add_file(FileRecord(3, 1 << 40, os.O_RDWR | os.O_APPEND, 44))
+    state.add_file(FileRecord(4, 2, os.O_RDONLY, 46))
+    state.remove_file(4)
+    state.add_lock(3, 1 << 63)
+    state.put_slice(slice_of(9, length=(4 << 20) + 5, slots=(UPLOADED, 7)))
+    state.accuse(12)
+    state.accuse(12)
+    state.running(14)
+    before = os.pread(state.fd, 1 << 20, 0)
+    arena = os.memfd_create("arena")
+    os.ftruncate(arena, 100 * (4 << 20))
+    os.pwrite(arena, b"hello", 7 * (4 << 20))
+    shown = json.loads(json.dumps(describe(state.fd, arena)))
+    os.close(arena)
+    assert os.pread(state.fd, 1 << 20, 0) == before
+    assert shown["layout"] == 1
+    assert (shown["mount_id"], shown["generation"], shown["sid"]) == (HEADER.mount_id, 1, 7)
+    assert shown["sealed"] is False
+    assert shown["init_in"] == HEADER.init_in.hex()
+    assert shown["files"] == [{"fh": 3, "ino": 1 << 40, "flags": "0o2002", "request": 44}]
+    assert shown["lock_owners"] == [{"fh": 3, "owner": hex(1 << 63)}]
+    assert shown["suspects"] == [{"request": 12, "deaths": 2}]
+    assert shown["running"] == 14
+    assert [each["slots"] for each in shown["slices"]] == [[UPLOADED, 7]]
+    assert shown["arena"] == {"waiting_bytes": 5, "memory_bytes": 4096, "slots": 100}
+
+
+def test_a_view_cannot_write(state: State) -> None:
+    view = State.load(state.fd, read_only=True)
+    with pytest.raises(TypeError):
+        view.change(generation=9)
+    with pytest.raises(TypeError):
+        view.running(1)
+    view.close()
+    assert reread(state).header.generation == 1
+
+
+def test_a_view_needs_no_more_than_to_read(state: State) -> None:
+    fd = os.open(f"/proc/self/fd/{state.fd}", os.O_RDONLY)
+    assert describe(fd)["mountpoint"] == "/mnt/x"
+    os.close(fd)
+
+
+@pytest.mark.promise(11)
+@pytest.mark.parametrize("harm", ["layout", "header", "size"])
+def test_a_view_refuses_what_it_cannot_read_and_says_how_to_go_on(harm: str) -> None:
+    state = State.create(HEADER)
+    if harm == "layout":
+        text = json.dumps({"magic": "jfsd-state", "layout": 99}).encode()
+        os.pwrite(state.fd, struct.pack("<QII", 50, len(text), crc32(text, 50)) + text, 0)
+    elif harm == "header":
+        os.pwrite(state.fd, b"\xff" * 200_000, 0)
+    else:
+        os.ftruncate(state.fd, 1 << 20)
+    with pytest.raises(StateError) as refused:
+        describe(state.fd)
+    line = str(refused.value)
+    assert {"layout": "99", "header": "checksum", "size": "size"}[harm] in line
+    assert line.endswith("start the version of jfsd that wrote it, or unmount and mount again")
+    os.close(state.fd)
+
+
+def test_the_state_that_another_process_keeps_is_found_by_its_mount_point(state: State) -> None:
+    other = State.create(dataclasses.replace(HEADER, mountpoint="/mnt/y"))
+    foreign = os.memfd_create("jfsd-state")
+    fd = state_kept_by(os.getpid(), "/mnt/y")
+    assert os.path.samestat(os.fstat(fd), os.fstat(other.fd))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(fd, b"x", 0)
+    assert state_kept_by(os.getpid(), "/mnt/z") is None
+    for each in (fd, other.fd, foreign):
+        os.close(each)
+
+
+def test_a_view_beside_a_writer_never_fails(state: State) -> None:
+    """Records and headers are written all the while; what is read is always whole."""
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            state.change(generation=number)
+            state.put_slice(slice_of(number % 7 + 1))
+            state.add_file(FileRecord(number, number, 0, number))
+            state.remove_file(number - 3)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            shown = describe(state.fd)
+            assert all(each["fh"] == each["ino"] for each in shown["files"])
+    finally:
+        stop.set()
+        writer.join()
