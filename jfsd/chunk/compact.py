@@ -6,13 +6,11 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Iterable
 
 from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.layout import decode_record
 from jfsd.chunk.lists import SliceLists
 from jfsd.chunk.overlay import Piece, Plan, plan_compaction
-from jfsd.chunk.pending import COMPACTED_SEQ, Journal, Kind, NoJournal, SliceRecord
 from jfsd.chunk.ports import ChunkMeta
 from jfsd.chunk.tasks import TaskSet
 from jfsd.object.base import StoreError
@@ -35,20 +33,12 @@ class Compactor:
     """Compacts chunks in the background, at most `max_running` at once and each by one task.
 
     A compaction changes no byte of any file. Killed before its commit it leaves objects
-    that nobody refers to, which the journal knows; killed after it, old objects that
-    `sliceRef` still counts.
+    that nobody refers to; killed after it, old objects that `sliceRef` still counts.
     """
 
     def __init__(
-        self,
-        meta: ChunkMeta,
-        blocks: BlockStore,
-        lists: SliceLists,
-        *,
-        max_running: int = 10,
-        journal: Journal | None = None,
+        self, meta: ChunkMeta, blocks: BlockStore, lists: SliceLists, *, max_running: int = 10
     ) -> None:
-        self._journal: Journal = journal or NoJournal()
         self._meta = meta
         self._blocks = blocks
         self._lists = lists
@@ -60,20 +50,6 @@ class Compactor:
     async def close(self) -> None:
         """End all compactions; chunks stay as they are, and half-written slices go."""
         await self._tasks.close()
-
-    def adopt(self, records: Iterable[SliceRecord]) -> None:
-        """Take back the compactions that a former process has begun and not committed."""
-        for record in records:
-            if record.kind is Kind.COMPACTED:
-                self._tasks.start(self._take_back(record))
-
-    async def _take_back(self, record: SliceRecord) -> None:
-        try:
-            if not await self._meta.was_compacted(record.id):
-                await self._blocks.delete_slice(record.id, record.length)
-        except Exception as error:  # noqa: BLE001 - left-over objects are found by gc
-            log.warning("objects of slice %d are left behind: %s", record.id, error)
-        self._journal.on_gone(record.seq)
 
     def schedule(self, ino: Ino, index: int) -> None:
         """Compact a chunk in the background, unless that is under way."""
@@ -134,23 +110,16 @@ class Compactor:
         if plan is None:
             return False
         slice_id = await self._meta.new_slice_id()
-        seq = COMPACTED_SEQ + slice_id
-        self._journal.on_compacting(
-            SliceRecord(seq, ino, index, plan.pos, plan.size, slice_id, 0, (), Kind.COMPACTED)
-        )
         record = Slice(plan.pos, slice_id, plan.size, 0, plan.size)
         try:
             await self._write(slice_id, plan)
         except (StoreError, asyncio.CancelledError):  # nobody refers to what is written so far
             await self._blocks.delete_slice(slice_id, plan.size)
-            self._journal.on_gone(seq)
             raise
         unused = await self._meta.commit_compaction(ino, index, origin, plan.skipped, record)
         if unused is None:
             await self._blocks.delete_slice(slice_id, plan.size)
-            self._journal.on_gone(seq)
             return False
-        self._journal.on_gone(seq)
         self._lists.invalidate(ino, index)
         for old, size in unused:
             await self._blocks.delete_slice(old, size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from jfsd.types import CHUNK_SIZE, Ino, Slice
@@ -16,19 +15,8 @@ SLICE_COST_BYTES = 4096
 """Charged for every pending slice until it is committed, for its bookkeeping."""
 
 
-class Kind(IntEnum):
-    """What is to be done about a slice by a process that finds its record."""
-
-    PENDING = 0
-    """Bring it home."""
-    DROPPED = 1
-    """Delete what is stored of it: nobody refers to it, and nobody will."""
-    COMPACTED = 2
-    """Delete what is stored of it, unless it was committed in the place of others."""
-
-
 class SliceRecord(NamedTuple):
-    """All that must survive of a slice, apart from its bytes in the arena.
+    """All that must survive of a pending slice, apart from its bytes in the arena.
 
     `slots[j]` is the arena slot of block j, or UPLOADED. `seq` orders the slices of a
     file as they were written.
@@ -42,11 +30,6 @@ class SliceRecord(NamedTuple):
     id: int
     mtime_ns: int
     slots: tuple[int, ...]
-    kind: Kind = Kind.PENDING
-
-
-COMPACTED_SEQ = 1 << 63
-"""Added to the id of a slice that a compaction makes, for a `seq` that no write has."""
 
 
 class PendingSlice:
@@ -133,8 +116,7 @@ class PendingSlice:
             self.length,
             self.id,
             self.mtime_ns,
-            () if self.dropped else tuple(self.slots),
-            Kind.DROPPED if self.dropped else Kind.PENDING,
+            tuple(self.slots),
         )
 
 
@@ -160,16 +142,7 @@ class Journal(Protocol):
         """The object of a block is durable; its slot will be given to others."""
 
     def on_committed(self, pending: PendingSlice) -> None:
-        """The slice is in the metadata; nothing of it is needed any more."""
-
-    def on_dropped(self, pending: PendingSlice) -> None:
-        """The slice will never be committed; its slots will be given to others."""
-
-    def on_compacting(self, record: SliceRecord) -> None:
-        """A compaction begins to store a slice."""
-
-    def on_gone(self, seq: int) -> None:
-        """What is stored of a dropped slice is deleted, or a compaction has ended."""
+        """The slice is in the metadata, or was dropped; nothing of it is needed any more."""
 
 
 class NoJournal:
@@ -191,15 +164,6 @@ class NoJournal:
         """Do nothing."""
 
     def on_committed(self, pending: PendingSlice) -> None:
-        """Do nothing."""
-
-    def on_dropped(self, pending: PendingSlice) -> None:
-        """Do nothing."""
-
-    def on_compacting(self, record: SliceRecord) -> None:
-        """Do nothing."""
-
-    def on_gone(self, seq: int) -> None:
         """Do nothing."""
 
 

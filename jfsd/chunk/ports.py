@@ -51,9 +51,3 @@ class ChunkMeta(Protocol):
             (slice id, size) of every old slice that lost its last reference, or None when
             the list has changed meanwhile and nothing was done.
         """
-
-    async def was_compacted(self, slice_id: int) -> bool:
-        """Return whether a slice was committed by `commit_compaction` of a former process.
-
-        Only for one whose commit was not heard of: the answer is forgotten soon after.
-        """

@@ -120,7 +120,6 @@ class Uploader:
         slot = pending.slots[block]
         pending.slots[block] = UPLOADED
         pending.left -= 1
-        if not pending.dropped:
-            self._journal.on_uploaded(pending, block)
+        self._journal.on_uploaded(pending, block)
         self._arena.free(slot)
         self._on_stored(pending)

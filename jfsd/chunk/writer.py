@@ -19,7 +19,6 @@ from jfsd.chunk.pending import (
     UPLOADED,
     DirtyFile,
     Journal,
-    Kind,
     NoJournal,
     PendingSlice,
     SliceRecord,
@@ -284,11 +283,6 @@ class Writer:
         were, so that objects and commits made before are repeated, not doubled.
         """
         for record in sorted(records):
-            if record.kind is not Kind.PENDING:
-                if record.kind is Kind.DROPPED:
-                    self._tasks.start(self._delete(record.seq, record.id, record.length))
-                    self._slicer.seq = max(self._slicer.seq, record.seq)
-                continue
             pending = PendingSlice(record.seq, record.ino, record.chunk, record.pos, 0.0)
             pending.length = record.length
             pending.id = record.id
@@ -392,8 +386,6 @@ class Writer:
     def _refused(self, file: DirtyFile, pending: PendingSlice, error: OSError) -> None:
         number = error.errno or errno.EIO
         end = pending.end
-        pending.dropped = True
-        self._journal.on_dropped(pending)
         self._remove(file, pending)
         self._bury(pending)
         self._drop_queued(file, 0 if error.errno == errno.ENOENT else end)
@@ -448,7 +440,6 @@ class Writer:
 
     def _drop(self, file: DirtyFile, pending: PendingSlice) -> None:
         self._slicer.give_up(pending)
-        self._journal.on_dropped(pending)
         self._remove(file, pending)
         for block in range(len(pending.slots)):
             if block >= pending.sent or block in pending.stalled:
@@ -463,18 +454,15 @@ class Writer:
         if pending.left:
             return
         self._budget.give(SLICE_COST_BYTES)
+        self._journal.on_committed(pending)
         if pending.id:
-            self._tasks.start(self._delete(pending.seq, pending.id, pending.length))
-        else:
-            self._journal.on_gone(pending.seq)
+            self._tasks.start(self._delete(pending))
 
-    async def _delete(self, seq: int, slice_id: int, length: int) -> None:
+    async def _delete(self, pending: PendingSlice) -> None:
         try:
-            if slice_id:
-                await self._blocks.delete_slice(slice_id, length)
+            await self._blocks.delete_slice(pending.id, pending.length)
         except Exception as error:  # noqa: BLE001 - left-over objects are found by gc
-            log.warning("objects of slice %d are left behind: %s", slice_id, error)
-        self._journal.on_gone(seq)
+            log.warning("objects of slice %d are left behind: %s", pending.id, error)
 
     def _forget(self, file: DirtyFile, pending: PendingSlice) -> None:
         self._remove(file, pending)

@@ -286,7 +286,7 @@ class _Server:
             return
         files = await restore_handles(state, vfs, vfs.meta)
         slices = state.slices()
-        path.adopt(slices)
+        path.writer.adopt(slices)
         log.info("takes over %d open files and %d pending slices", files, len(slices))
 
     # -- serve --------------------------------------------------------------------------------
@@ -373,9 +373,6 @@ class _Server:
             asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat"),
             asyncio.create_task(keep_holder(push, self._revive), name="holder"),
         ]
-        if self._takeover is not None and not settings.read_only:
-            after = self._clean_up_after_former(vfs.meta, path, jobs)
-            helpers.append(asyncio.create_task(after, name="after-former"))
         if self._notifier.watchdog_interval_s:
             helpers.append(asyncio.create_task(self._feed_watchdog(), name="watchdog"))
         if not (settings.read_only or settings.no_bgjob):
@@ -412,17 +409,6 @@ class _Server:
     def _complete_record(self) -> None:
         if self._untold is not None:
             self._untold()
-
-    async def _clean_up_after_former(self, meta: Meta, path: DataPath, jobs: Housekeeping) -> None:
-        """Finish what the former server had begun, and forget the results it has answered with."""
-        try:
-            if not self._settings.no_bgjob:
-                await jobs.catch_up()
-            while (left := native.unanswered_again()) is None:  # noqa: ASYNC110 - rarely, and C
-                await asyncio.sleep(1)
-            await meta.forget_others(left, [record.id for record in path.writer.records()])
-        except (JfsdError, OSError) as error:
-            log.warning("results of the former server are kept until the unmount: %s", error)
 
     async def _feed_watchdog(self) -> None:
         """Tell the keeper that this event loop turns."""

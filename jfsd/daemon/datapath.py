@@ -12,7 +12,7 @@ from jfsd.chunk.budget import Budget
 from jfsd.chunk.cache import BlockCache, DiskCache, MemoryCache
 from jfsd.chunk.compact import Compactor
 from jfsd.chunk.lists import SliceLists
-from jfsd.chunk.pending import Journal, SliceRecord
+from jfsd.chunk.pending import Journal
 from jfsd.chunk.reader import Reader
 from jfsd.chunk.writer import Writer
 from jfsd.config.settings import MountSettings
@@ -69,7 +69,7 @@ class DataPath:
             on_churn=self._check_heap,
         )
         self._heap = HeapGuard(lambda: self.blocks.pool.used_bytes)
-        self.compactor = Compactor(meta, self.blocks, lists, journal=journal)
+        self.compactor = Compactor(meta, self.blocks, lists)
         compacts = not settings.read_only
         self.writer = Writer(
             meta,
@@ -99,11 +99,6 @@ class DataPath:
         self.writer.start()
         stack.push_async_callback(self.writer.close)
         stack.push_async_callback(self.reader.close)
-
-    def adopt(self, records: list[SliceRecord]) -> None:
-        """Go on with the slices of an earlier process; call once, before any write."""
-        self.writer.adopt(records)
-        self.compactor.adopt(records)
 
     def _check_heap(self) -> None:
         self._heap.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from jfsd.chunk.pending import PendingSlice, SliceRecord
+from jfsd.chunk.pending import PendingSlice
 from jfsd.clock import monotonic_s
 from jfsd.daemon.state import FileRecord, State
 from jfsd.types import Ino, NodeType
@@ -46,18 +46,6 @@ class SliceJournal:
     def on_committed(self, pending: PendingSlice) -> None:
         """Forget the slice."""
         self._state.remove_slice(pending.seq)
-
-    def on_dropped(self, pending: PendingSlice) -> None:
-        """Remember that objects may be left of it, and none of its slots."""
-        self._state.put_slice(pending.as_record())
-
-    def on_compacting(self, record: SliceRecord) -> None:
-        """Remember that objects will be left of it, unless it is committed."""
-        self._state.put_slice(record)
-
-    def on_gone(self, seq: int) -> None:
-        """Forget the slice."""
-        self._state.remove_slice(seq)
 
 
 class HandleJournal:

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from jfsd.chunk.pending import Kind, SliceRecord
+from jfsd.chunk.pending import SliceRecord
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.types import CHUNK_SIZE, Ino
 
@@ -50,7 +50,7 @@ _CRC = struct.Struct("<I")
 _SUSPECT = struct.Struct("<IIQ")
 _FILE = struct.Struct("<IIQQQ")
 _LOCK = struct.Struct("<IIQQ")
-_SLICE = struct.Struct("<IIQQIIIQqHH")
+_SLICE = struct.Struct("<IIQQIIIQqI")
 
 _SUSPECTS, _SUSPECT_BYTES = 256, 32
 _FILES, _FILE_BYTES = 1 << 20, 48
@@ -290,7 +290,6 @@ class State:
             record.id,
             record.mtime_ns,
             count,
-            record.kind,
         )
         _SLICE.pack_into(self._map, at, 0, *head)
         _CRC.pack_into(self._map, at, _sum(self._map, at, end - at))
@@ -320,14 +319,14 @@ class State:
         return found
 
     def _slice(self, at: int) -> tuple[int, SliceRecord] | None:
-        crc, turn, seq, ino, chunk, pos, length, id_, mtime_ns, count, kind = _SLICE.unpack_from(
+        crc, turn, seq, ino, chunk, pos, length, id_, mtime_ns, count = _SLICE.unpack_from(
             self._map, at
         )
         size = _SLICE.size + 4 * count
         if crc == 0 or size > self._slice_bytes or crc != _sum(self._map, at, size):
             return None
         slots = struct.unpack_from(f"<{count}i", self._map, at + _SLICE.size)
-        return turn, SliceRecord(seq, ino, chunk, pos, length, id_, mtime_ns, slots, Kind(kind))
+        return turn, SliceRecord(seq, ino, chunk, pos, length, id_, mtime_ns, slots)
 
 
 class _Table:

@@ -74,8 +74,6 @@ static struct {
 	PyObject *room;            /* its buffer; borrowed from `rooms` */
 	size_t received;
 	unsigned long resent;      /* requests that an earlier process had read */
-	bool all_resent;           /* … and no more of them will come */
-	PyObject *again;           /* set of their uniques not answered yet; owned */
 	const char *payload;       /* data of a WRITE, inside `room` */
 	size_t payload_len;
 
@@ -262,12 +260,11 @@ static void note_answered(uint64_t unique)
 	if (PyList_GET_SIZE(state.answered) >= ANSWERED_MAX &&
 	    PyList_SetSlice(state.answered, 0, ANSWERED_MAX / 2, NULL) < 0)
 		PyErr_WriteUnraisable(state.answered);
-	if (PySet_GET_SIZE(state.watched) == 0 && PySet_GET_SIZE(state.again) == 0)
+	if (PySet_GET_SIZE(state.watched) == 0)
 		return;
 	PyObject *number = PyLong_FromUnsignedLongLong(unique);
 	if (number == NULL || (PySet_Discard(state.watched, number) == 1 &&
-			       PyList_Append(state.answered, number) < 0) ||
-	    PySet_Discard(state.again, number) < 0)
+			       PyList_Append(state.answered, number) < 0))
 		PyErr_WriteUnraisable(state.watched);
 	Py_XDECREF(number);
 }
@@ -411,20 +408,6 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
 	return (int)got;
 }
 
-/* The kernel puts what it sends again before everything else. */
-static void note_resent(bool resent)
-{
-	if (!resent) {
-		state.all_resent |= state.in.opcode != FUSE_INIT;
-		return;
-	}
-	PyObject *number = PyLong_FromUnsignedLongLong(state.in.unique);
-	if (number == NULL || PySet_Add(state.again, number) < 0)
-		PyErr_WriteUnraisable(state.again);
-	Py_XDECREF(number);
-	state.resent++;
-}
-
 EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf *buf)
 {
 	static typeof(fuse_session_process_buf) *real;
@@ -433,8 +416,8 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 	if (real == NULL)
 		real = libfuse("fuse_session_process_buf");
 	state.in = *in;
+	state.resent += (in->unique & RESENT) != 0;
 	state.in.unique &= ~RESENT;
-	note_resent(in->unique != state.in.unique);
 	state.payload = NULL;
 	if (in->opcode == FUSE_TMPFILE)
 		in->opcode = FUSE_CREATE;
@@ -475,8 +458,7 @@ static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 	state.attached = state.ended = false;
 	state.room = NULL;
 	state.resent = 0;
-	state.all_resent = false;
-	if (PySet_Clear(state.again) < 0 || PySet_Clear(state.watched) < 0 ||
+	if (PySet_Clear(state.watched) < 0 ||
 	    PyList_SetSlice(state.answered, 0, PY_SSIZE_T_MAX, NULL) < 0)
 		return NULL;
 	Py_RETURN_NONE;
@@ -498,14 +480,6 @@ static PyObject *resent(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
 	return PyLong_FromUnsignedLong(state.resent);
-}
-
-static PyObject *unanswered_again(PyObject *self, PyObject *none)
-{
-	(void)self, (void)none;
-	if (!state.all_resent)
-		Py_RETURN_NONE;
-	return PySequence_List(state.again);
 }
 
 static PyObject *init_out(PyObject *self, PyObject *none)
@@ -596,8 +570,6 @@ static PyMethodDef methods[] = {
 	{ "ended", ended, METH_NOARGS, "Return whether the kernel has ended the connection." },
 	{ "resent", resent, METH_NOARGS,
 	  "Return how many requests came that an earlier process had read." },
-	{ "unanswered_again", unanswered_again, METH_NOARGS,
-	  "Return the numbers of such requests that are not answered; None if more may come." },
 	{ "init_out", init_out, METH_NOARGS, "Return our answer to INIT, b'' before it." },
 	{ "unique", unique, METH_NOARGS,
 	  "Return the current request's number; take_answered() will have it once answered." },
@@ -625,9 +597,8 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__native(void)
 {
 	state.watched = PySet_New(NULL);
-	state.again = PySet_New(NULL);
 	state.answered = PyList_New(0);
-	if (state.watched == NULL || state.again == NULL || state.answered == NULL)
+	if (state.watched == NULL || state.answered == NULL)
 		return NULL;
 	if (libfuse(SESSION_NEW) == NULL || libfuse("fuse_session_process_buf") == NULL) {
 		PyErr_SetString(PyExc_ImportError, "libfuse3 is not what this was built for");

@@ -42,7 +42,6 @@ payload = _native.payload
 prepare = _native.prepare
 resent = _native.resent
 take_answered = _native.take_answered
-unanswered_again = _native.unanswered_again
 unique = _native.unique
 
 __all__ = [
@@ -58,6 +57,5 @@ __all__ = [
     "pyfuse3",
     "resent",
     "take_answered",
-    "unanswered_again",
     "unique",
 ]

@@ -175,11 +175,6 @@ class Engine:
         self.inodes = IdBatch(self, self.keys.next_inode, INODE_BATCH, 2)
         self.slices = IdBatch(self, self.keys.next_chunk, SLICE_BATCH, 1)
 
-    @property
-    def operations_key(self) -> bytes:
-        """The hash of the results that are kept for a repeat."""
-        return self._operations
-
     def apply(self, volume: VolumeRules) -> None:
         """Obey a volume's setting from now on; called again whenever it has changed."""
         self._switches = (
@@ -210,7 +205,7 @@ class Engine:
         keep = {op & ~1 for op in (*unanswered, *self._recorded)}
         fields = await self.connection.call("HKEYS", self._operations)
         own = f"n{self.generation}-"
-        slices = {f"{kind}{n}" for n in pending_slices for kind in "sc"} | self._underway
+        slices = {f"s{number}" for number in pending_slices} | self._underway
         slices.update(identity for _, identity, _ in self._maturing)
         gone = [
             field

@@ -228,9 +228,9 @@ class Files(Engine):
             (slice id, size) of every old slice that lost its last reference, or None when
             the list has changed meanwhile and nothing was done.
         """
-        result: list[Reply] = await self.mutate_as(
+        result: list[Reply] = await self.mutate(
             "compact",
-            _compaction(record.id),
+            None,
             str(ino),
             str(index),
             b"".join(origin),
@@ -242,11 +242,6 @@ class Files(Engine):
             return None
         pairs = (text.split(b"_") for text in result)
         return [(int(slice_id), int(size)) for slice_id, size in pairs]
-
-    async def was_compacted(self, slice_id: int) -> bool:
-        """Return whether the slice was committed by a compaction whose reply was not heard."""
-        identity = _compaction(slice_id)
-        return bool(await self.connection.call("HEXISTS", self.operations_key, identity))
 
     # ---- usage
 
@@ -275,8 +270,3 @@ class Files(Engine):
                 inodes = min(inodes, max_inodes)
                 free_inodes = min(free_inodes, max(max_inodes - int(quota_inodes), 0))
         return total, free, inodes, free_inodes
-
-
-def _compaction(slice_id: int) -> str:
-    """Return the identity of the compaction that makes a slice."""
-    return f"c{slice_id}"

@@ -100,7 +100,6 @@ class FakeMeta:
     gone: set[int] = field(default_factory=set)
     done: dict[int, SliceCommit] = field(default_factory=dict)
     commits: list[tuple[int, int, Slice, int]] = field(default_factory=list)
-    compacted: set[int] = field(default_factory=set)
     reads: int = 0
     next_id: int = 1
     before_commit: object = None
@@ -166,33 +165,7 @@ class FakeMeta:
         if chunk[: len(old)] != old:
             return None
         self.lists[ino, index] = [*old[:skipped], record, *chunk[len(old) :]]
-        self.compacted.add(record.id)
         return [(each.id, each.size) for each in old[skipped:] if each.id]
-
-    async def was_compacted(self, slice_id):
-        await self._pause()
-        return slice_id in self.compacted
-
-
-class Notes:
-    """A journal that keeps what a next process would find."""
-
-    def __init__(self):
-        self.slices = {}
-
-    def keep(self, pending, *_):
-        self.slices[pending.seq] = pending.as_record()
-
-    on_slice_open = on_write = on_named = on_freeze = on_uploaded = on_dropped = keep
-
-    def on_committed(self, pending):
-        del self.slices[pending.seq]
-
-    def on_compacting(self, record):
-        self.slices[record.seq] = record
-
-    def on_gone(self, seq):
-        del self.slices[seq]
 
 
 class Stack:
@@ -230,7 +203,7 @@ class Stack:
             **blocks,
         )
         self.lists = SliceLists(self.meta)
-        self.compactor = Compactor(self.meta, self.blocks, self.lists, journal=journal)
+        self.compactor = Compactor(self.meta, self.blocks, self.lists)
         self.commits = []
         self.writer = Writer(
             self.meta,

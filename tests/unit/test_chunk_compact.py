@@ -8,9 +8,8 @@ import os
 import random
 
 import pytest
-from support.chunk_fakes import FakeMeta, FakeStore, Notes, Stack
+from support.chunk_fakes import FakeStore, Stack
 
-from jfsd.chunk.pending import Kind
 from jfsd.types import Slice
 
 BLOCK = 4096
@@ -116,36 +115,6 @@ async def test_unreadable_slice_stops_it_and_leaves_nothing_behind():
             await stack.compactor.compact(1, 0)
         assert set(stack.store.objects) == before
         assert stack.meta.lists[1, 0] == records
-
-
-@pytest.mark.promise(8)
-@pytest.mark.parametrize("committed", [False, True])
-async def test_next_process_takes_back_what_was_not_committed(committed):
-    """The process ends before the commit, or before it has heard of it."""
-    notes, meta, store = Notes(), FakeMeta(), FakeStore()
-    commit, reached = meta.commit_compaction, asyncio.Event()
-
-    async def hang(*arguments):
-        if committed:
-            await commit(*arguments)
-        reached.set()
-        await asyncio.Event().wait()
-
-    meta.commit_compaction = hang
-    async with Stack(meta=meta, store=store, journal=notes) as first:
-        model = fill(first, 3)
-        before = set(store.objects)
-        first.compactor.schedule(1, 0)
-        await reached.wait()
-        found = list(notes.slices.values())
-    assert [record.kind for record in found] == [Kind.COMPACTED]
-    assert set(store.objects) > before
-    async with Stack(meta=meta, store=store, journal=notes) as second:
-        second.compactor.adopt(found)
-        while notes.slices:
-            await asyncio.sleep(0.001)
-        assert second.stored(1, 0, 60_000) == model
-        assert (set(store.objects) == before) != committed
 
 
 async def test_failure_in_the_background_is_nobodys_error():

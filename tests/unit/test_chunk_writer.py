@@ -7,11 +7,10 @@ import errno
 import os
 
 import pytest
-from support.chunk_fakes import FakeMeta, FakeStore, Notes, Stack
+from support.chunk_fakes import FakeMeta, FakeStore, Stack
 
 from jfsd import clock
 from jfsd.chunk import writer as writer_module
-from jfsd.chunk.pending import Kind
 from jfsd.object.base import StoreFullError
 from jfsd.types import CHUNK_SIZE
 
@@ -505,6 +504,21 @@ async def test_uploads_at_once_are_limited():
 # -- the next process
 
 
+class Notes:
+    """A journal that keeps what a next process would find."""
+
+    def __init__(self):
+        self.slices = {}
+
+    def keep(self, pending, *_):
+        self.slices[pending.seq] = pending.as_record()
+
+    on_slice_open = on_write = on_named = on_freeze = on_uploaded = keep
+
+    def on_committed(self, pending):
+        del self.slices[pending.seq]
+
+
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("seed", range(12))
 async def test_next_process_brings_home_what_was_accepted(seed):
@@ -535,40 +549,6 @@ async def test_next_process_brings_home_what_was_accepted(seed):
         assert not notes.slices
         assert len(meta.commits) == len({commit[2].id for commit in meta.commits})
         assert resident_bytes(second) <= second.arena.warm_bytes
-    os.close(fd)
-
-
-@pytest.mark.promise(8)
-@pytest.mark.parametrize("refused", [True, False], ids=["refused", "discarded"])
-async def test_next_process_deletes_what_was_dropped(refused):
-    """The process ends between giving a slice up and deleting its objects."""
-    store, meta, notes = FakeStore(), FakeMeta(), Notes()
-    first = Stack(store=store, meta=meta, journal=notes, limit=300_000)
-    fd = os.dup(first.arena.fd)
-    async with first:
-        await first.writer.write(1, 0, os.urandom(5 * BLOCK))
-        while len(store.objects) < 5:
-            await asyncio.sleep(0.001)
-        first.blocks.delete_slice = lambda *_: asyncio.Event().wait()
-        if refused:
-            meta.gone.add(1)
-            with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
-                await first.writer.flush(1)
-        else:
-            first.writer.discard(1)
-        await asyncio.sleep(0.01)
-    (record,) = notes.slices.values()
-    assert record.kind is Kind.DROPPED
-    assert not record.slots
-    second = Stack(store=store, meta=meta, journal=notes, limit=300_000, arena_fd=fd)
-    async with second:
-        second.writer.adopt([record])
-        await second.writer.write(2, 0, b"goes on")
-        while store.objects:
-            await asyncio.sleep(0.001)
-        await second.writer.flush_all()
-        assert not notes.slices
-        assert [commit[0] for commit in meta.commits] == [2]
     os.close(fd)
 
 
