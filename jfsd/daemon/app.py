@@ -376,6 +376,8 @@ class _Server:
         if self._notifier.watchdog_interval_s:
             helpers.append(asyncio.create_task(self._feed_watchdog(), name="watchdog"))
         if not (settings.read_only or settings.no_bgjob):
+            if self._takeover is not None:
+                helpers.append(asyncio.create_task(jobs.catch_up(), name="catch-up"))
             helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
         try:
             await kernel.serve(ready)

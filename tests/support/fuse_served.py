@@ -141,10 +141,10 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self.process.stdin.close()
         try:
-            self.process.wait(5)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(30)
         self.process.stdout.close()
 
     def ask(self, code: str) -> None:

@@ -79,14 +79,14 @@ class FileReaper:
             "ZREM", self._engine.keys.delfiles, note or b"%d:%d" % (ino, length)
         )
 
-    async def sweep(self) -> int:
-        """Delete the data of files that nobody deleted for an hour; return their number."""
+    async def sweep(self, patience_s: int = PATIENCE_S) -> int:
+        """Delete the data of files that nobody deleted for so long; return their number."""
         keys, count = self._engine.keys, 0
         notes: list[bytes] = await self._engine.connection.call(
             "ZRANGEBYSCORE",
             keys.delfiles,
             "-inf",
-            clock.now_ns() // 10**9 - PATIENCE_S,
+            clock.now_ns() // 10**9 - patience_s,
             "LIMIT",
             0,
             NOTES_PER_RUN,

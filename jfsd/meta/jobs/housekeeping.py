@@ -74,6 +74,16 @@ class Housekeeping:
                 group.create_task(self._hourly(name, counter, work), name=f"job-{name}")
             group.create_task(self._legacy(), name="job-legacy-files")
 
+    async def catch_up(self) -> None:
+        """Do now what a former server of this mount had begun: its deletions of freed data."""
+        try:
+            files = await self.files.sweep(patience_s=0)
+            slices = await self.slices.sweep()
+        except (JfsdError, OSError) as error:
+            log.warning("what the former server freed is left for the hourly jobs: %s", error)
+        else:
+            log.debug("caught up with %d files and %d slices", files, slices)
+
     async def empty_trash(self) -> int:
         """Delete what has been kept for long enough: trash, replaced slices, half-made clones."""
         await self._remove_detached()
