@@ -42,6 +42,7 @@ from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
     ARENA,
     FUSE,
+    REQUESTS,
     STATE,
     Takeover,
     check_same_mount,
@@ -52,8 +53,9 @@ from jfsd.daemon.takeover import (
 )
 from jfsd.daemon.timing import MAX_EVENTS, Event, Timing, line
 from jfsd.errors import ExitCode, JfsdError, RefusedError
+from jfsd.fuse import inflight, native
 from jfsd.fuse import mount as mounting
-from jfsd.fuse import native
+from jfsd.fuse.inflight import RequestJournal
 from jfsd.fuse.mount import Mounted
 from jfsd.fuse.session import Session, Suspicion, Terms
 from jfsd.meta.client import Meta
@@ -304,6 +306,13 @@ class _Server:
         state.change(init_in=mounted.init_in, device=mounted.device)
         return mounted
 
+    def _request_journal(self, init_in: bytes) -> RequestJournal | None:
+        """Return what must be kept of requests in flight, None if the kernel does it."""
+        if inflight.repeats(init_in):
+            return None
+        log.info("this kernel does not send requests again: they are noted")
+        return RequestJournal(self._takeover.requests_fd if self._takeover else None)
+
     async def _serve(
         self,
         stack: AsyncExitStack,
@@ -329,6 +338,7 @@ class _Server:
         mounted = self._mount(volume, state)
         stack.callback(os.close, mounted.fd)
         stack.callback(self._detach, mounted)
+        journal = self._request_journal(mounted.init_in)
         kernel = Session(
             vfs,
             mounted.fd,
@@ -339,15 +349,18 @@ class _Server:
             suspicion=Suspicion(
                 state.running, self._takeover.poisoned if self._takeover else frozenset()
             ),
+            journal=journal,
         )
         stopper = Stopper(self._mountpoint, kernel)
         vfs.meta.ack_source = native.take_answered
-        kept = (Kept(FUSE, mounted.fd), Kept(STATE, state.fd), Kept(ARENA, path.arena.fd))
+        kept = [Kept(STATE, state.fd), Kept(ARENA, path.arena.fd), Kept(FUSE, mounted.fd)]
+        if journal is not None:  # before the descriptor that it belongs to
+            kept.insert(0, Kept(REQUESTS, journal.fd))
         handover = Handover(kernel, vfs, state, self._complete_record)
         self._on_signals(stopper, handover, Succession(handover, self._notifier, lambda: kept))
 
         def push() -> None:
-            park(self._notifier, mounted.fd, path.arena.fd, state)
+            park(self._notifier, kept)
 
         def ready(resent: bool) -> None:
             self._timing.mark("serve")

@@ -32,6 +32,9 @@ HANDOVER_SIGNAL = signal.SIGUSR2
 PATIENCE_S = 0.1
 """How long requests that were read may take to be answered by this server."""
 
+LAST_PATIENCE_S = 60.0
+"""The same for those that no other server could answer (kernels before 6.9)."""
+
 
 class Handover:
     """Ends the process for the next one; requested by a signal, done once."""
@@ -93,6 +96,7 @@ class Handover:
     async def _finish(self, began_s: float) -> None:
         """Return when all is answered that will be soon; waiting locks will not."""
         while self._kernel.in_flight > self._vfs.waiting_locks:
-            if monotonic_s() - began_s > PATIENCE_S:
+            patience_s = LAST_PATIENCE_S if self._kernel.unrepeatable else PATIENCE_S
+            if monotonic_s() - began_s > patience_s:
                 return
             await asyncio.sleep(0.001)

@@ -8,17 +8,21 @@ wrote and the store does not have. All three or none: half a mount is never serv
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from jfsd.config.flags import MOUNT_FLAGS, Change
 from jfsd.config.settings import MountSettings
+from jfsd.daemon.holder_store import Kept
 from jfsd.daemon.state import Header, State, StateError
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.systemd.fdstore import received
 from jfsd.systemd.notify import Notifier
 
 FUSE, STATE, ARENA = NAMES = ("fuse", "state", "arena")
+REQUESTS = "requests"
+"""Parked, too, on kernels before 6.9: see jfsd.fuse.inflight."""
 
 POISON = 3
 """Deaths of servers in the handler of one request after which it is answered with EIO."""
@@ -31,6 +35,7 @@ class Takeover:
     fuse_fd: int
     arena_fd: int
     state: State
+    requests_fd: int | None = None
     poisoned: frozenset[int] = frozenset()
     """Requests that killed their servers too often; known from `begin` on."""
     leaving: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +73,8 @@ def take_over(notifier: Notifier) -> Takeover | None:
     for name in NAMES:
         if len(found.get(name, ())) != 1:
             raise StateError(f"comes with {len(found.get(name, ()))} descriptors named {name}")
-    return Takeover(found[FUSE][0], found[ARENA][0], State.load(found[STATE][0]))
+    requests = found.get(REQUESTS, [None])
+    return Takeover(found[FUSE][0], found[ARENA][0], State.load(found[STATE][0]), requests[0])
 
 
 def fixed_options(settings: MountSettings) -> dict[str, Any]:
@@ -105,20 +111,19 @@ def check_same_mount(
         )
 
 
-def park(notifier: Notifier, fuse_fd: int, arena_fd: int, state: State) -> None:
+def park(notifier: Notifier, kept: Iterable[Kept]) -> None:
     """Give duplicates of the mount's descriptors to the keeper, if there is one.
 
     To be called once the kernel's INIT is answered: before, the service manager would
     take the descriptor for a broken one and drop it without a word.
     """
-    notifier.store(STATE, state.fd)
-    notifier.store(ARENA, arena_fd)
-    notifier.store(FUSE, fuse_fd)
+    for name, fd in kept:
+        notifier.store(name, fd)
 
 
 def unpark(notifier: Notifier) -> None:
     """Take the descriptors back: the mount is gone."""
-    for name in NAMES:
+    for name in (*NAMES, REQUESTS):
         notifier.remove(name)
 
 

@@ -9,6 +9,7 @@
  *                             lseek, copy_file_range) are added, and answers are written by us
  *   fuse_session_receive_buf  the INIT request that was kept at mount time is read first, then
  *                             the descriptor; one buffer serves all tasks
+ *                             before both, requests that an earlier process has not answered
  *   fuse_session_process_buf  the request being dispatched can be asked for: pyfuse3 starts the
  *                             handler's coroutine directly after this call, so a handler's
  *                             first statement sees its own request
@@ -32,6 +33,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -45,6 +47,27 @@
 #define ROOMS 4                  /* receive buffers kept warm */
 #define COPY_MAX (256u << 10)    /* longer payloads are lent with their room, not copied */
 #define ANSWERED_MAX (1 << 17)   /* more than two seconds bring */
+
+/* The journal of requests in flight, for kernels that do not send them again (before 6.9): memory
+ * that outlives the process. A request is read into `staged` and, as soon as it is known, noted in
+ * a slot until it is answered; `noted` is the number of the last one for which that is done. A
+ * slot holds the whole request if it is short, as all are but those with data or long names. */
+#define NOTE_RAW 240
+#define NOTES (1u << 13)
+
+struct note {
+	uint64_t unique;           /* 0: free; written last */
+	uint32_t len;              /* of the request; more than NOTE_RAW: not kept */
+	uint32_t reserved;
+	char raw[NOTE_RAW];
+};
+
+struct journal {
+	uint64_t noted;
+	char pad[4096 - sizeof(uint64_t)];
+	char staged[ROOM];
+	struct note notes[NOTES];
+};
 
 #if FUSE_MAKE_VERSION(FUSE_MAJOR_VERSION, FUSE_MINOR_VERSION) >= FUSE_MAKE_VERSION(3, 17)
 #define VERSIONED 1
@@ -80,6 +103,11 @@ static struct {
 	PyObject *rooms[ROOMS];    /* bytes; owned */
 	PyObject *watched;         /* set of uniques whose answer is of interest; owned */
 	PyObject *answered;        /* list of those answered since take_answered(); owned */
+	PyObject *replay;          /* list of requests to be read before the kernel's; owned or NULL */
+	bool replaying;            /* the request being dispatched is one of them */
+	Py_buffer memory;          /* of the journal; .obj is NULL without one */
+	struct journal *journal;
+	unsigned int lost;         /* noted requests that a next process could not repeat */
 	PyObject *on_interrupt;    /* called with the unique of an interrupted lock; owned or NULL */
 } state;
 
@@ -253,6 +281,49 @@ static void keep_init(struct iovec *iov, int count)
 	}
 }
 
+static struct note *find_note(uint64_t unique, uint64_t wanted)
+{
+	struct note *notes = state.journal->notes;
+
+	for (uint64_t i = 0; i < NOTES; i++) {
+		struct note *note = &notes[((unique >> 1) + i) & (NOTES - 1)];
+		if (note->unique == wanted)
+			return note;
+	}
+	return NULL;
+}
+
+static void note_request(const struct fuse_in_header *in)
+{
+	if (state.journal == NULL || in->opcode == FUSE_INIT)
+		return;
+	if (state.replaying && find_note(in->unique, in->unique) != NULL)
+		return;
+	if (in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET &&
+	    in->opcode != FUSE_INTERRUPT) {
+		struct note *note = find_note(in->unique, 0);
+		if (note != NULL) { /* as many as there are workers */
+			note->len = in->len; /* a note is a note once it has its number */
+			if (in->len <= NOTE_RAW)
+				memcpy(note->raw, in, in->len);
+			else
+				state.lost++;
+			__atomic_store_n(&note->unique, in->unique, __ATOMIC_RELEASE);
+		}
+	}
+	__atomic_store_n(&state.journal->noted, in->unique, __ATOMIC_RELEASE);
+}
+
+static void forget_request(uint64_t unique)
+{
+	struct note *note = state.journal == NULL ? NULL : find_note(unique, unique);
+
+	if (note != NULL) {
+		state.lost -= note->len > NOTE_RAW && state.lost > 0;
+		note->unique = 0;
+	}
+}
+
 /* Who has recorded results asks for answered numbers every two seconds. If nobody has asked for
  * that long, nobody has recorded any, and the older half is of no use. */
 static void note_answered(uint64_t unique)
@@ -287,8 +358,10 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata
 	while (done < 0 && errno == EINTR);
 	int error = errno;
 	/* ENOENT: nobody waits for this answer any more */
-	if (out->unique != 0 && (done >= 0 || error == ENOENT))
+	if (out->unique != 0 && (done >= 0 || error == ENOENT)) {
+		forget_request(out->unique & ~RESENT);
 		note_answered(out->unique & ~RESENT);
+	}
 	if (done < 0 && error == ENOENT)
 		return len;
 	errno = error;
@@ -375,9 +448,21 @@ static ssize_t receive(int fd, char *mem)
 		memcpy(mem, PyBytes_AS_STRING(state.init_in), (size_t)got);
 		return got;
 	}
+	state.replaying = state.replay != NULL && PyList_GET_SIZE(state.replay) > 0;
+	if (state.replaying) {
+		PyObject *request = PyList_GET_ITEM(state.replay, 0);
+		got = PyBytes_GET_SIZE(request);
+		memcpy(mem, PyBytes_AS_STRING(request), (size_t)got);
+		if (PyList_SetSlice(state.replay, 0, 1, NULL) < 0)
+			PyErr_WriteUnraisable(state.replay);
+		return got;
+	}
+	char *to = state.journal == NULL ? mem : state.journal->staged;
 	do
-		got = read(fd, mem, ROOM);
+		got = read(fd, to, ROOM);
 	while (got < 0 && errno == ENOENT); /* the request was withdrawn meanwhile */
+	if (got > 0 && to != mem)
+		memcpy(mem, to, (size_t)got);
 	return got;
 }
 
@@ -416,7 +501,8 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 	if (real == NULL)
 		real = libfuse("fuse_session_process_buf");
 	state.in = *in;
-	state.resent += (in->unique & RESENT) != 0;
+	note_request(in);
+	state.resent += state.replaying || (in->unique & RESENT) != 0;
 	state.in.unique &= ~RESENT;
 	state.payload = NULL;
 	if (in->opcode == FUSE_TMPFILE)
@@ -429,20 +515,63 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 
 PyDoc_STRVAR(prepare_doc,
 "prepare(*, fd, init_in, adopted=False, set_flags=0, clear_flags=0, max_readahead=0,\n"
-"        max_background=0)\n--\n\n"
-"The next session of pyfuse3 serves `fd` and is told `init_in`.");
+"        max_background=0, journal=None, replay=None)\n--\n\n"
+"The next session of pyfuse3 serves `fd` and is told `init_in`, then the requests of the list\n"
+"`replay`. Requests in flight are noted in `journal`, writable memory of JOURNAL_BYTES.");
+
+static int use_journal(PyObject *memory)
+{
+	if (state.memory.obj != NULL)
+		PyBuffer_Release(&state.memory);
+	state.journal = NULL;
+	state.lost = 0;
+	if (memory == NULL || memory == Py_None)
+		return 0;
+	if (PyObject_GetBuffer(memory, &state.memory, PyBUF_WRITABLE) < 0)
+		return -1;
+	if (state.memory.len < (Py_ssize_t)sizeof(struct journal)) {
+		PyBuffer_Release(&state.memory);
+		PyErr_SetString(PyExc_ValueError, "the journal needs JOURNAL_BYTES");
+		return -1;
+	}
+	state.journal = state.memory.buf;
+	return 0;
+}
+
+static int use_replay(PyObject *list)
+{
+	Py_CLEAR(state.replay);
+	state.replaying = false;
+	if (list == NULL || list == Py_None)
+		return 0;
+	if (!PyList_Check(list)) {
+		PyErr_SetString(PyExc_TypeError, "replay must be a list");
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
+		PyObject *request = PyList_GET_ITEM(list, i);
+		if (!PyBytes_Check(request) || PyBytes_GET_SIZE(request) > (Py_ssize_t)ROOM ||
+		    PyBytes_GET_SIZE(request) < (Py_ssize_t)sizeof(struct fuse_in_header)) {
+			PyErr_SetString(PyExc_ValueError, "replay must hold whole requests");
+			return -1;
+		}
+	}
+	state.replay = PySequence_List(list);
+	return state.replay == NULL ? -1 : 0;
+}
 
 static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "fd", "init_in", "adopted", "set_flags", "clear_flags",
-				 "max_readahead", "max_background", NULL };
+				 "max_readahead", "max_background", "journal", "replay", NULL };
 	struct settings want = { .fd = -1 };
-	PyObject *init_in = NULL;
+	PyObject *init_in = NULL, *journal = NULL, *replay = NULL;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iSpKKII", names, &want.fd, &init_in,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iSpKKIIOO", names, &want.fd, &init_in,
 					 &want.adopted, &want.set, &want.clear,
-					 &want.max_readahead, &want.max_background))
+					 &want.max_readahead, &want.max_background,
+					 &journal, &replay))
 		return NULL;
 	if (want.fd < 0 || init_in == NULL ||
 	    PyBytes_GET_SIZE(init_in) <
@@ -451,6 +580,8 @@ static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "need a descriptor and an INIT request");
 		return NULL;
 	}
+	if (use_journal(journal) < 0 || use_replay(replay) < 0)
+		return NULL;
 	state.want = want;
 	Py_XSETREF(state.init_in, Py_NewRef(init_in));
 	Py_CLEAR(state.init_out);
@@ -480,6 +611,12 @@ static PyObject *resent(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
 	return PyLong_FromUnsignedLong(state.resent);
+}
+
+static PyObject *lost(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyLong_FromUnsignedLong(state.lost);
 }
 
 static PyObject *init_out(PyObject *self, PyObject *none)
@@ -570,6 +707,8 @@ static PyMethodDef methods[] = {
 	{ "ended", ended, METH_NOARGS, "Return whether the kernel has ended the connection." },
 	{ "resent", resent, METH_NOARGS,
 	  "Return how many requests came that an earlier process had read." },
+	{ "lost", lost, METH_NOARGS,
+	  "Return how many requests in flight a next process could not repeat from the journal." },
 	{ "init_out", init_out, METH_NOARGS, "Return our answer to INIT, b'' before it." },
 	{ "unique", unique, METH_NOARGS,
 	  "Return the current request's number; take_answered() will have it once answered." },
@@ -604,5 +743,13 @@ PyMODINIT_FUNC PyInit__native(void)
 		PyErr_SetString(PyExc_ImportError, "libfuse3 is not what this was built for");
 		return NULL;
 	}
-	return PyModule_Create(&module);
+	PyObject *created = PyModule_Create(&module);
+	if (created != NULL && (PyModule_AddIntConstant(created, "JOURNAL_BYTES",
+							sizeof(struct journal)) < 0 ||
+				PyModule_AddIntConstant(created, "JOURNAL_NOTES_AT",
+							offsetof(struct journal, notes)) < 0 ||
+				PyModule_AddIntConstant(created, "JOURNAL_STAGED_AT",
+							offsetof(struct journal, staged)) < 0))
+		Py_CLEAR(created);
+	return created;
 }

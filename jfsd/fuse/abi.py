@@ -7,7 +7,7 @@ import struct
 import sys
 from typing import NamedTuple
 
-FSYNC, SETXATTR, FLUSH = 20, 21, 25
+FORGET, FSYNC, SETXATTR, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 2, 20, 21, 25, 26, 36, 42
 GETLK, SETLK, SETLKW = 31, 32, 33
 CREATE, FALLOCATE, LSEEK, COPY_FILE_RANGE, TMPFILE = 35, 43, 46, 47, 51
 
@@ -149,6 +149,11 @@ def init_reply(init_out: bytes) -> InitReply:
         _INIT_OUT.unpack_from(init_out, _OUT_HEADER.size)
     )
     return InitReply(0, minor, readahead, flags | flags2 << 32, background, max_write, pages)
+
+
+def error_reply(unique: int, error: int) -> bytes:
+    """Return the answer that lets a request fail."""
+    return _OUT_HEADER.pack(_OUT_HEADER.size, -error, unique)
 
 
 def resend(fd: int) -> bool:

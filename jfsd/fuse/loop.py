@@ -48,8 +48,15 @@ class Workers:
     Lock = _Everyone
     name = "fuse"
 
-    def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
-        """Serve `fd`; `on_ready` is called once, when INIT has been answered."""
+    def __init__(self, fd: int, on_ready: Callable[[], None], replays: int = 0) -> None:
+        """Serve `fd`.
+
+        Args:
+            fd: What requests are read from.
+            on_ready: Called once, when INIT has been answered.
+            replays: So many requests are read from elsewhere before.
+        """
+        self._replays = replays
         self.lowlevel = self
         self._fd = fd
         self._on_ready: Callable[[], None] | None = on_ready
@@ -141,6 +148,9 @@ class Workers:
         elif not self.first_answer_s and asyncio.current_task() in self._worked:
             self.first_answer_s = monotonic_s()
             self._worked.clear()
+        if self._replays and not self._parked:
+            self._replays -= 1
+            return
         waiting = self._loop.create_future()
         self._idle.append(waiting)
         if self._parked:

@@ -31,12 +31,16 @@ finally:
     if _stand_in:
         del sys.modules["trio"]
 
+JOURNAL_BYTES = _native.JOURNAL_BYTES
+JOURNAL_NOTES_AT = _native.JOURNAL_NOTES_AT
+JOURNAL_STAGED_AT = _native.JOURNAL_STAGED_AT
 attached = _native.attached
 body = _native.body
 current = _native.current
 ended = _native.ended
 init_out = _native.init_out
 on_interrupt = _native.on_interrupt
+lost = _native.lost
 opcode = _native.opcode
 payload = _native.payload
 prepare = _native.prepare
@@ -45,11 +49,15 @@ take_answered = _native.take_answered
 unique = _native.unique
 
 __all__ = [
+    "JOURNAL_BYTES",
+    "JOURNAL_NOTES_AT",
+    "JOURNAL_STAGED_AT",
     "attached",
     "body",
     "current",
     "ended",
     "init_out",
+    "lost",
     "on_interrupt",
     "opcode",
     "payload",

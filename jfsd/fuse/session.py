@@ -11,10 +11,12 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jfsd.fuse import abi, native
+from jfsd.fuse import abi, inflight, native
+from jfsd.fuse.inflight import Leftovers, RequestJournal
 from jfsd.fuse.loop import Workers
 from jfsd.fuse.native import pyfuse3
 from jfsd.fuse.operations import Operations
@@ -75,6 +77,7 @@ class Session:
         init_out: bytes = b"",
         terms: Terms | None = None,
         suspicion: Suspicion | None = None,
+        journal: RequestJournal | None = None,
     ) -> None:
         """Prepare to serve.
 
@@ -86,6 +89,8 @@ class Session:
             init_out: That answer; a different one now is refused. b"" skips the check.
             terms: What to agree upon; for an adopted mount as it was agreed.
             suspicion: Told which request is being worked on.
+            journal: Keeps the requests in flight where the kernel does not
+                (`jfsd.fuse.inflight.repeats`).
         """
         self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         os.set_blocking(self._fd, False)
@@ -95,6 +100,7 @@ class Session:
         self._kept_init_out = init_out
         self._terms = terms or Terms()
         self._suspicion = suspicion
+        self._journal = journal
         self._workers: Workers | None = None
 
     def __repr__(self) -> str:
@@ -134,22 +140,36 @@ class Session:
 
         def ready() -> None:
             self._check_init()
-            resent = self._adopted and abi.resend(self._fd)
+            if self._journal is None:
+                resent = self._adopted and abi.resend(self._fd)
+            else:
+                resent = bool(leftovers.whole)
             if on_ready is not None:
                 on_ready(resent)
 
-        self._workers = Workers(self._fd, ready)
+        leftovers = self._journal.leftovers() if self._journal is not None else Leftovers([], [])
+        self._workers = Workers(self._fd, ready, len(leftovers.whole))
         pyfuse3.trio = self._workers  # type: ignore[attr-defined]
         try:
-            self._attach(Payloads(self._workers.hold))
+            self._attach(Payloads(self._workers.hold), leftovers.whole)
+            self._fail(leftovers.lost)
         except BaseException:
             os.close(self._fd)
             raise
         try:
-            await pyfuse3.main(min_tasks=IDLE_WORKERS, max_tasks=MAX_REQUESTS)
+            await pyfuse3.main(min_tasks=IDLE_WORKERS, max_tasks=self._max_requests)
         finally:
             native.on_interrupt(None)
             pyfuse3.close(unmount=False)  # closes the duplicate
+
+    @property
+    def _max_requests(self) -> int:
+        return MAX_REQUESTS if self._journal is None else inflight.MAX_REQUESTS
+
+    @property
+    def unrepeatable(self) -> int:
+        """Requests in flight that would fail if this process ended now."""
+        return native.lost()
 
     def park(self) -> None:
         """Read no more requests; those that were read go on to their answers."""
@@ -171,7 +191,14 @@ class Session:
         if self._workers is not None:
             self._workers.close()
 
-    def _attach(self, payloads: Payloads) -> None:
+    def _fail(self, lost: list[int]) -> None:
+        """Answer requests of a former process that nobody can repeat with EIO."""
+        for unique in lost:
+            assert self._journal is not None  # noqa: S101 - it has named them
+            with suppress(FileNotFoundError):  # nobody waits for it any more
+                os.write(self._fd, self._journal.give_up(unique))
+
+    def _attach(self, payloads: Payloads, replay: list[bytes]) -> None:
         terms = self._terms
         native.prepare(
             fd=self._fd,
@@ -181,6 +208,8 @@ class Session:
             clear_flags=_DROP,
             max_readahead=terms.max_readahead_bytes,
             max_background=MAX_BACKGROUND,
+            journal=self._journal.memory if self._journal is not None else None,
+            replay=replay,
         )
         suspicion = self._suspicion
         operations = Operations(
