@@ -26,6 +26,7 @@ VERBS = {
     "status": "Show a volume's setting, sessions and usage, and a mount, as JSON.",
     "state": "Show what the next server of a mount would know, as JSON.",
     "info": "Show what files are made of: inode, chunks, slices, objects.",
+    "upgrade": "Let the installed version take a served mount over.",
     "version": "Show the versions of jfsd and what it runs on.",
 }
 """The verbs with their first line of help; each has a module of its name here."""

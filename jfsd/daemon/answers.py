@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from jfsd.clock import monotonic_s
 from jfsd.daemon.drain import Left, count, drain
 from jfsd.daemon.holder_link import HOLDER_VARIABLE
-from jfsd.errors import ExitCode, RefusedError
+from jfsd.errors import ExitCode, JfsdError, RefusedError
 
 if TYPE_CHECKING:
     from jfsd.config.settings import MountSettings
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jfsd.daemon.phase import Life
     from jfsd.daemon.state import State
     from jfsd.daemon.store import VolumeStore
+    from jfsd.daemon.succession import Succession
     from jfsd.systemd.notify import Notifier
     from jfsd.vfs.vfs import Vfs
 
@@ -118,6 +119,24 @@ def reloading(reload: Callable[[], Awaitable[Reported]]) -> Handler:
     async def answer(call: Call) -> Json:
         del call
         return (await reload()).as_dict()
+
+    return answer
+
+
+def upgrading(succession: Succession, state: State) -> Handler:
+    """Return the answer to `upgrade`; the server that has taken over gives it."""
+
+    async def answer(call: Call) -> Json:
+        """Hand over, if this is the server that shall be replaced.
+
+        Raises:
+            JfsdError: The next server cannot take over; this one goes on.
+        """
+        header = state.header
+        if header.generation <= (call.number("generation") or 0):
+            failure = await succession.request()
+            raise JfsdError(f"the installed version cannot take over: {failure}")
+        return {"pid": os.getpid(), "event": header.events[-1] if header.events else {}}
 
     return answer
 

@@ -24,7 +24,7 @@ import uvloop
 from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
-from jfsd.daemon.answers import Answers
+from jfsd.daemon.answers import Answers, upgrading
 from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
@@ -357,7 +357,9 @@ class _Server:
         if journal is not None:  # before the descriptor that it belongs to
             kept.insert(0, Kept(REQUESTS, journal.fd))
         handover = Handover(kernel, vfs, state, self._complete_record)
-        self._on_signals(stopper, handover, Succession(handover, self._notifier, lambda: kept))
+        succession = Succession(handover, self._notifier, lambda: kept)
+        self._on_signals(stopper, handover, succession)
+        self._control.on("upgrade", upgrading(succession, state))
 
         def push() -> None:
             park(self._notifier, kept)

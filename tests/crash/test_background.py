@@ -183,6 +183,22 @@ def test_no_process_shows_the_password(
 
 
 @pytest.mark.promise(7)
+def test_the_installed_version_takes_over_on_demand(held: Held) -> None:
+    load = Load(held.path, ("names", "writer"))
+    try:
+        for _ in range(2):
+            former = held.serving_pid()
+            done = held.client.run("upgrade", held.path)
+            now = held.serving_pid()
+            assert f"server {now} has taken" in done.stdout
+            assert now != former
+        load.stop()
+    finally:
+        load.kill()
+    load.verify(held.path)
+
+
+@pytest.mark.promise(7)
 def test_each_start_is_told_with_its_phases(held: Held) -> None:
     (held.path / "file").write_bytes(b"")
     held.mount_again()
