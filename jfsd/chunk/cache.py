@@ -269,9 +269,9 @@ class _Directory:
         goal = self._used - excess
         if self._used > self._size_bytes:
             goal = min(goal, self._size_bytes * _LOW_PERCENT // 100)
-        seen = 0
-        while seen < len(self._index) and (self._used > goal or len(self._index) > _MAX_ITEMS):
-            seen += 1
+        left = len(self._index)
+        while left and (self._used > goal or len(self._index) > _MAX_ITEMS):
+            left -= 1
             with self._lock:
                 if not self._index:
                     return

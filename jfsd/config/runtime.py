@@ -114,7 +114,7 @@ def unescape(instance: str) -> str:
         else:
             raw += os.fsencode(part)
     path = "/" + os.fsdecode(bytes(raw))
-    if escape(path) != instance:
+    if escape(path) != instance or "//" in path:
         raise ValueError(f"{instance!r} is not the name of a path")
     return path
 

@@ -175,7 +175,8 @@ class _Server:
                 store.follow(changed)
 
             session.on_volume = follow
-            vfs = Vfs(meta, path.writer, path.reader, _options(volume, self._settings, root))
+            acls = self._terms(volume).acls
+            vfs = Vfs(meta, path.writer, path.reader, _options(self._settings, root, acls=acls))
             path.on_commit = vfs.committed
             jobs.trees.open_inos = vfs.handles.open_inos
             stack.push_async_callback(self._control.close)
@@ -307,6 +308,12 @@ class _Server:
         path.writer.adopt(slices)
         log.info("takes over %d open files and %d pending slices", files, len(slices))
 
+    def _terms(self, volume: Volume) -> Terms:
+        """Return what is agreed with the kernel: once for the life of the mount."""
+        if self._takeover and self._takeover.state.header.init_out:
+            return Terms.agreed(self._takeover.state.header.init_out)
+        return Terms(volume.enable_acl, self._settings.max_readahead_bytes)
+
     # -- serve --------------------------------------------------------------------------------
 
     def _mount(self, volume: Volume, state: State) -> Mounted:
@@ -366,7 +373,7 @@ class _Server:
             mounted.init_in,
             adopted=self._takeover is not None,
             init_out=state.header.init_out,
-            terms=Terms(volume.enable_acl, settings.max_readahead_bytes),
+            terms=self._terms(volume),
             suspicion=Suspicion(
                 state.running, self._takeover.poisoned if self._takeover else frozenset()
             ),
@@ -606,7 +613,7 @@ def _no_subdir(path: str, rule: str) -> RefusedError:
     )
 
 
-def _options(volume: Volume, settings: MountSettings, root: Ino) -> Options:
+def _options(settings: MountSettings, root: Ino, *, acls: bool) -> Options:
     return Options(
         attr_timeout_s=settings.attr_cache_s,
         entry_timeout_s=settings.entry_cache_s,
@@ -614,6 +621,6 @@ def _options(volume: Volume, settings: MountSettings, root: Ino) -> Options:
         open_cache_s=settings.open_cache_s,
         read_only=settings.read_only,
         xattrs=settings.enable_xattr,
-        acls=volume.enable_acl,
+        acls=acls,
         root=root,
     )

@@ -253,15 +253,14 @@ class Reload:
     async def run(self) -> Report:
         """Reload once, and return what came of it; the service is ready again in any case."""
         async with self._lock:
-            self._notifier.reloading()
+            await asyncio.to_thread(self._notifier.reloading)  # a slow listener may not stop us
             report = Report(error="it was interrupted")
             try:
                 report = await self._reload()
             finally:
                 self.last = report
-                self._notifier.ready(
-                    self._status if report.complete else f"{self._status}; {report}"
-                )
+                status = self._status if report.complete else f"{self._status}; {report}"
+                await asyncio.to_thread(self._notifier.ready, status)
             log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
             return report
 
