@@ -194,6 +194,8 @@ def _typed(flag: Flag, raw: object) -> Value:
         case bool() if flag.kind is Kind.SWITCH:
             return raw
         case str():
+            if flag.name.endswith("-file") and raw and not raw.startswith("/"):
+                raise ValueError("is not an absolute path")
             return flag.parse(raw)
         case list() if flag.kind in _LISTS:
             return _words(flag, raw)

@@ -51,7 +51,7 @@ def test_an_empty_file_says_nothing_but_where(tmp_path: Path) -> None:
 def test_every_option_can_be_set_by_its_long_name(flag, tmp_path: Path) -> None:
     text = {Kind.WORDS: "noatime,noexec", Kind.PATHS: "/a:/b"}.get(flag.kind, flag.default)
     if flag.kind is Kind.TEXT:
-        text = "word"
+        text = "/file" if flag.name.endswith("-file") else "word"
     path = written(tmp_path, f'meta = "redis://h"\n{flag.key} = {json.dumps(text)}\n')
     assert read_config(path).values == {flag.name: flag.parse(text)}
     assert len(flag.key) > 1
@@ -108,6 +108,7 @@ def test_values_may_be_texts_numbers_booleans_and_arrays(line, value, tmp_path: 
         ('options = [""]', "is not an array of texts"),
         ("log-level = {a = 1}", "log-level = a table: is not a text"),
         ('mountpoint = "mnt"', 'mountpoint = "mnt": is not an absolute path; begin it with /'),
+        ('secret-key-file = "key"', 'secret-key-file = "key": is not an absolute path'),
         ("mountpoint = 3", "mountpoint = 3: is not a text"),
         ('meta = ""', "meta: is not a text in quotes"),
         ("meta = 5", "meta: is not a text in quotes"),
