@@ -389,16 +389,8 @@ class _Server:
         tuner = Tuner(
             vfs=vfs, path=path, store=store, session=session, jobs=jobs, device=mounted.device
         )
-        reload = Reload(
-            self._source,
-            Wanted(self._meta_url, self._mountpoint, settings),
-            tuner,
-            self._notifier,
-            status=f"serving {volume.name}",
-            on_change=self._changed,
-        )
+        reload = self._reloader(tuner, f"serving {volume.name}")
         stack.push_async_callback(reload.close)
-        self._control.on("reload", reloading(reload.run))
 
         def push() -> None:
             park(self._notifier, kept)
@@ -422,9 +414,7 @@ class _Server:
             self._tell_start(kernel, state)
             gc.freeze()
             gc.enable()
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
-            if self._hangup:
-                reload.request()
+            self._on_hangup(reload)
 
         helpers = [
             asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat"),
@@ -527,6 +517,24 @@ class _Server:
     def _on_early_hangup(self) -> None:
         """Note a reload that is asked for during the start; it follows when all is there."""
         self._hangup = True
+
+    def _on_hangup(self, reload: Reload) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+        if self._hangup:
+            reload.request()
+
+    def _reloader(self, tuner: Tuner, status: str) -> Reload:
+        """Return what reads the configuration again, when a signal or a command asks for it."""
+        reload = Reload(
+            self._source,
+            Wanted(self._meta_url, self._mountpoint, self._settings),
+            tuner,
+            self._notifier,
+            status=status,
+            on_change=self._changed,
+        )
+        self._control.on("reload", reloading(reload.run))
+        return reload
 
     def _changed(self, settings: MountSettings) -> None:
         """Note what a reload has changed; who looks at the record sees it, too."""

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from support import mounts
 from support.clients import Mounted
-from support.session import Service, wait_until
+from support.session import Service, run, wait_until
+
+from jfsd.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -213,6 +215,28 @@ def test_a_fixed_option_is_named_and_the_rest_applied(served: Configured) -> Non
     (served.path / "works").write_bytes(b"still")
     assert served.reload(attr_cache="9s").startswith("serving ")
     assert "fixed" not in served.reload(attr_cache="9s")
+
+
+def test_the_command_reloads_and_says_what_came_of_it(served: Configured) -> None:
+    env = {**served.mounted.client.env(), "JFSD_RUNTIME_DIR": str(served.runtime)}
+
+    def reload() -> tuple[int, str]:
+        binary = served.mounted.client.binary
+        done = run([binary, "reload", served.path], env=env, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert reload() == (0, "nothing has changed\n")
+    served.write(prefetch=4)
+    assert reload() == (0, "applied: --prefetch 1 -> 4\n")
+    served.write(prefetch=5, subdir="x")
+    code, said = reload()
+    assert code == ExitCode.NOT_APPLIED
+    assert "applied: --prefetch 4 -> 5\nrefused, fixed while mounted: --subdir  -> x\n" in said
+    served.config.write_text("quux = 1")
+    code, said = reload()
+    assert code == ExitCode.USAGE
+    assert "quux: is not a key of the configuration" in said
+    assert served.options()["prefetch"] == "5"
 
 
 def test_a_meta_url_waits_for_a_restart(served: Configured) -> None:
