@@ -15,6 +15,11 @@ def configure(level: str = "info") -> None:
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     logging.getLogger("botocore").setLevel(logging.WARNING)
     logging.getLogger("aiobotocore").setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Let records of `level` and above through from now on."""
+    logging.getLogger().setLevel(level.upper())

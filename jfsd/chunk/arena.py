@@ -18,6 +18,8 @@ SLOT_COST_BYTES = 4096
 """Charged per slot in use besides its pages: page tables and bookkeeping."""
 
 _MIN_SLOTS = 32768
+_MAX_MAPPED_BYTES = 32 << 40
+"""Addresses that the slots take at most; a process has four times as many."""
 
 
 def pages(n: int) -> int:
@@ -45,7 +47,7 @@ class Arena:
         self.budget = budget
         self.slot_bytes = slot_bytes
         if fd is None:
-            wanted = slots or max(budget.limit // (PAGE_BYTES + SLOT_COST_BYTES), _MIN_SLOTS)
+            wanted = slots or _slots_for(budget.limit, slot_bytes)
             fd = os.memfd_create("jfsd-arena", os.MFD_CLOEXEC)
             os.ftruncate(fd, wanted * slot_bytes)
             self._owned = True
@@ -53,8 +55,7 @@ class Arena:
             self._owned = False
         self.fd = fd
         self.slots = os.fstat(fd).st_size // slot_bytes
-        self._map = mmap.mmap(fd, self.slots * slot_bytes)
-        self._map.madvise(mmap.MADV_DONTDUMP)
+        self._map = _mapped(fd, self.slots * slot_bytes)
         self.memory = memoryview(self._map)
         self._charges: dict[int, int] = {}
         self._fresh = 0
@@ -75,6 +76,21 @@ class Arena:
     def warm_bytes(self) -> int:
         """Bytes of memory held by slots that are not in use."""
         return len(self._warm) * self._warm_cost
+
+    def fit(self, limit_bytes: int) -> None:
+        """Have slots enough for a budget of `limit_bytes`; views of slots stay valid.
+
+        Raises:
+            OSError: The memory file cannot be made larger; nothing has changed.
+        """
+        slots = _slots_for(limit_bytes, self.slot_bytes)
+        if slots <= self.slots:
+            return
+        os.ftruncate(self.fd, slots * self.slot_bytes)
+        # The same pages at other addresses; the old mapping goes with the last view of it.
+        self._map = _mapped(self.fd, slots * self.slot_bytes)
+        self.memory = memoryview(self._map)
+        self.slots = slots
 
     def alloc(self, *, filled: bool) -> int:
         """Return a slot; `filled` says that its block will probably become a full one.
@@ -189,3 +205,15 @@ class Arena:
             slot = start // self.slot_bytes
             yield slot
             offset = (slot + 1) * self.slot_bytes
+
+
+def _slots_for(limit_bytes: int, slot_bytes: int) -> int:
+    """Return how many slots a budget can fill, the shortest blocks in each."""
+    most = _MAX_MAPPED_BYTES // slot_bytes
+    return min(max(limit_bytes // (PAGE_BYTES + SLOT_COST_BYTES), _MIN_SLOTS), most)
+
+
+def _mapped(fd: int, length: int) -> mmap.mmap:
+    memory = mmap.mmap(fd, length)
+    memory.madvise(mmap.MADV_DONTDUMP)
+    return memory

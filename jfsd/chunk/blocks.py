@@ -81,7 +81,8 @@ class BlockStore:
         self._flights: dict[int, asyncio.Future[ReadableBuffer]] = {}
         self._tasks = TaskSet("fetch")
         self._downloads = asyncio.Semaphore(max_downloads)
-        self._memory = asyncio.Semaphore(max(2, budget.limit // (4 * block_size)))
+        self._budget = budget
+        self._memory = asyncio.Semaphore(_whole_blocks(budget.limit, block_size))
         self._unreserved = asyncio.Semaphore(_MAX_UNRESERVED)
         self._deletes = asyncio.Semaphore(_MAX_DELETES)
         self._prefetching = 0
@@ -105,6 +106,25 @@ class BlockStore:
     def cached_bytes(self) -> int:
         """Bytes of the local copies."""
         return self._cache.used_bytes if self._cache is not None else 0
+
+    def set_max_downloads(self, count: int) -> None:
+        """Change how many fetches run at once; those that wait already keep their turn."""
+        self._downloads = asyncio.Semaphore(count)
+
+    def budget_changed(self) -> None:
+        """Go by the limit that the budget has now."""
+        self._memory = asyncio.Semaphore(_whole_blocks(self._budget.limit, self.block_size))
+
+    @property
+    def cache(self) -> BlockCache | None:
+        """The local copies."""
+        return self._cache
+
+    def use_cache(self, cache: BlockCache | None) -> None:
+        """Use a cache, which was started; the one of now is closed in the background."""
+        former, self._cache = self._cache, cache
+        if former is not None:
+            self._tasks.start(former.close())
 
     # -- reading
 
@@ -327,3 +347,8 @@ class BlockStore:
     def _path(self, slice_id: int, size: int, index: int) -> str:
         length = block_length(size, index, self.block_size)
         return block_path(self._hash_prefix, slice_id, index, length)
+
+
+def _whole_blocks(limit_bytes: int, block_size: int) -> int:
+    """Return how many whole blocks may be fetched at once."""
+    return max(2, limit_bytes // (4 * block_size))

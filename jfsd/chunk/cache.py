@@ -90,6 +90,11 @@ class MemoryCache:
         """Return bytes of a block."""
         return self.get_now(path, off, length)
 
+    def resize(self, size_bytes: int) -> None:
+        """Change the size; blocks beyond a smaller one are dropped."""
+        self.size_bytes = size_bytes
+        self._shrink()
+
     def put(self, path: str, block: ReadableBuffer) -> None:
         """Keep a block, unless it is larger than the cache."""
         self.remove(path)
@@ -97,6 +102,9 @@ class MemoryCache:
             return
         self._blocks[path] = block
         self.used_bytes += len(block)
+        self._shrink()
+
+    def _shrink(self) -> None:
         while self.used_bytes > self.size_bytes:
             _, dropped = self._blocks.popitem(last=False)
             self.used_bytes -= len(dropped)
@@ -118,7 +126,7 @@ class _Directory:
     def __init__(self, root: Path, size_bytes: int, free_ratio: float, *, checksum: bool) -> None:
         self.raw = root / "raw"
         self.identity = ""
-        self._root = root
+        self.root = root
         self._size_bytes = size_bytes
         self._free_ratio = free_ratio
         self._checksum = checksum
@@ -143,12 +151,12 @@ class _Directory:
         """Create the directory and read or make its identity."""
         try:
             self.raw.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = self._root / ".lock"
+            lock = self.root / ".lock"
             with contextlib.suppress(FileExistsError), lock.open("x", encoding="ascii") as file:
                 file.write(str(uuid.uuid4()))
             self.identity = lock.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
-            self.identity = str(self._root)
+            self.identity = str(self.root)
             self.fail(error)
 
     def scan(self) -> None:
@@ -205,6 +213,12 @@ class _Directory:
             self._index[path] = size
         self._shrink()
 
+    def resize(self, size_bytes: int, free_ratio: float) -> None:
+        """Go by another size, at once."""
+        self._size_bytes, self._free_ratio = size_bytes, free_ratio
+        self._free_checked_s = 0.0
+        self._shrink(max(0, -self._spare()))
+
     def used(self, path: str) -> None:
         """Note that a block was read."""
         with self._lock:
@@ -225,7 +239,7 @@ class _Directory:
     def fail(self, error: Exception) -> None:
         """Leave the disk alone for a while."""
         if self.up:
-            log.warning("cache %s is not used for a while: %s", self._root, error)
+            log.warning("cache %s is not used for a while: %s", self.root, error)
         self._down_until_s = clock.monotonic_s() + _RETRY_AFTER_S
 
     def _has_space(self, size: int) -> bool:
@@ -255,9 +269,9 @@ class _Directory:
         goal = self._used - excess
         if self._used > self._size_bytes:
             goal = min(goal, self._size_bytes * _LOW_PERCENT // 100)
-        seen = 0
-        while seen < len(self._index) and (self._used > goal or len(self._index) > _MAX_ITEMS):
-            seen += 1
+        left = len(self._index)
+        while left and (self._used > goal or len(self._index) > _MAX_ITEMS):
+            left -= 1
             with self._lock:
                 if not self._index:
                     return
@@ -319,6 +333,17 @@ class DiskCache:
     def used_bytes(self) -> int:
         """Bytes of the files known; grows while the first scan runs."""
         return sum(directory.used_bytes for directory in self._directories)
+
+    @property
+    def unusable(self) -> list[str]:
+        """Directories that have failed lately."""
+        return [str(each.root) for each in self._directories if not each.up]
+
+    def resize(self, size_bytes: int, free_space_ratio: float) -> None:
+        """Change the size of all directories together; files are removed in the background."""
+        share = size_bytes // len(self._directories)
+        for directory in self._directories:
+            self._worker.submit(directory.resize, share, free_space_ratio)
 
     async def start(self) -> None:
         """Create the directories; what is in them is learnt in the background."""

@@ -33,9 +33,10 @@ class Streams:
     of a stream may overtake each other by their own size, or by the first window.
     """
 
-    __slots__ = ("_first", "_max", "_streams")
+    __slots__ = ("_first", "_max", "_step", "_streams")
 
     def __init__(self, first_bytes: int, max_bytes: int) -> None:
+        self._step = first_bytes
         self._first = min(first_bytes, max_bytes)
         self._max = max_bytes
         self._streams: list[_Stream] = []
@@ -44,6 +45,13 @@ class Streams:
     def window(self) -> int:
         """Bytes that all streams together may have fetched ahead."""
         return sum(stream.window for stream in self._streams)
+
+    def limit(self, max_bytes: int) -> None:
+        """Let no window be wider than `max_bytes`."""
+        self._max = max_bytes
+        self._first = min(self._step, max_bytes)
+        for stream in self._streams:
+            stream.window = min(stream.window, max_bytes)
 
     def observe(self, off: int, size: int, room: int) -> Advice:
         """Note a read; windows grow by at most `room` bytes."""

@@ -86,6 +86,14 @@ class Reader:
         self._windows = 0
         self._tasks = TaskSet("readahead")
 
+    def set_max_readahead(self, length: int) -> None:
+        """Change the largest window, that of streams under way included; 0 ends reading ahead."""
+        self.max_readahead = length
+        for streams in self._streams.values():
+            before = streams.window
+            streams.limit(length)
+            self._windows += streams.window - before
+
     async def close(self) -> None:
         """End the tasks that read ahead."""
         await self._tasks.close()

@@ -48,6 +48,13 @@ class Uploader:
         self._running = 0
         self._naming = asyncio.Lock()
 
+    def set_max_uploads(self, count: int) -> None:
+        """Change how many blocks are stored at once; what is queued is taken up by more tasks."""
+        self.max_uploads = count
+        for _ in range(min(len(self._full) + len(self._short), count - self._running)):
+            self._running += 1
+            self._workers.start(self._run())
+
     def send(self, pending: PendingSlice, block: int) -> None:
         """Queue a block; what it holds must not change from now on."""
         pending.left += 1

@@ -133,7 +133,7 @@ class Writer:
 
     def set_max_uploads(self, count: int) -> None:
         """Change how many blocks are uploaded at once."""
-        self._uploader.max_uploads = count
+        self._uploader.set_max_uploads(count)
 
     # -- what programs ask for
 

@@ -9,19 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-_PASSWORD_IN_URL = re.compile(r"(?:\w+://|(?!\w+://))[^/@:]*:(?P<password>.+)@")
 _ARG_START = 47
 _ARG_END = 48
-
-
-def password_of(url: str) -> str:
-    """Return the password that stands in a metadata URL, as it stands there; "" if none does."""
-    match = _PASSWORD_IN_URL.match(url)
-    return match["password"] if match else ""
 
 
 def hide(secrets: Iterable[str]) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jfsd.cli.argv import hide, password_of
+from jfsd.cli.argv import hide
 from jfsd.cli.options import flag_options
-from jfsd.config.credentials import read_credentials
+from jfsd.config.credentials import password_of, read_credentials
 from jfsd.config.flags import Change, Value
 from jfsd.config.formatflags import FORMAT_FLAGS
 from jfsd.config.volume import Volume, new_volume, shown_bucket

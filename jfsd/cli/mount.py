@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from jfsd import log
-from jfsd.cli.argv import hide, password_of
-from jfsd.cli.options import flag_options, settings_of
-from jfsd.config.flags import MOUNT_FLAGS, Value
+from jfsd.cli.argv import hide
+from jfsd.cli.options import flag_options, given_options
+from jfsd.cli.source import source_of
+from jfsd.config.credentials import password_of
+from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Value
 from jfsd.config.fuseopts import check_allow_other
 from jfsd.config.settings import MountSettings
+from jfsd.config.source import Source
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.systemd.fdstore import promised
 
@@ -25,6 +27,8 @@ EPILOG = """\b
 Examples:
   jfsd mount redis://localhost/1 /mnt/jfs
   jfsd mount -d redis://localhost/1 /mnt/jfs     # again: hand over to the installed version
+  jfsd mount /mnt/jfs                            # as /etc/jfs/mnt-jfs.toml says
+  jfsd mount --config /etc/jfs/mnt-jfs.toml --log-level debug
   META_PASSWORD=... jfsd mount redis://db.internal/1 /mnt/jfs --cache-size 20G
   jfsd mount unix:///run/redis/redis.sock?db=1 /mnt/jfs --read-only -o noexec
   jfsd mount redis://localhost/1 /mnt/team --subdir /team --buffer-size 1G
@@ -32,8 +36,12 @@ Examples:
 
 
 @click.command("mount", epilog=EPILOG)
-@click.argument("meta_url", metavar="META-URL")
-@click.argument("mountpoint", metavar="MOUNTPOINT")  # click.Path would stat(2) it
+@click.argument("where", metavar="[META-URL] [MOUNTPOINT]", nargs=-1)  # click.Path would stat(2)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Take what the command line does not say from a configuration file (jfs.toml(5)).",
+)
 @click.option(
     "-d",
     "--background",
@@ -43,38 +51,48 @@ Examples:
 )
 @flag_options(MOUNT_FLAGS)
 def command(
-    meta_url: str, mountpoint: str, background: bool, **parameters: Value | None
+    where: tuple[str, ...], config: str | None, background: bool, **parameters: Value | None
 ) -> int | None:
     """Serve the volume of META-URL at MOUNTPOINT until it is unmounted.
 
-    SIGTERM and Ctrl-C flush what was written, unmount and end it. In the background a small
-    holder keeps the mount alive: a server that is killed is replaced at once.
+    MOUNTPOINT or the instance alone is mounted as its file in /etc/jfs says. Options win
+    over a file. SIGTERM and Ctrl-C flush what was written, unmount and end it; SIGHUP reads
+    the file again. In the background a small holder keeps the mount alive: a server that is
+    killed is replaced at once.
     """
-    hide([password_of(meta_url)])
+    hide([password_of(word) for word in where])
     if parameters["log_level"] is None:
         parameters["log_level"] = click.get_current_context().find_root().params.get("log_level")
-    settings = settings_of(parameters)
+    source = source_of(where, config, given_options(parameters))
+    meta_url, mountpoint, settings = source.load()
     log.configure(settings.log_level)
     if background:
-        _mount_background(meta_url, mountpoint, settings, parameters)
+        _mount_background(source, meta_url, mountpoint, settings)
         return None
     place = _check_place(mountpoint, settings)
     gc.disable()  # what is loaded stays: looking through it costs a tenth of the start
     from jfsd.daemon.app import run_mount  # noqa: PLC0415 (half a second of imports)
 
-    return run_mount(meta_url, place, settings)
+    return run_mount(meta_url, place, settings, source)
 
 
 def _mount_background(
-    meta_url: str, mountpoint: str, settings: MountSettings, parameters: Mapping[str, Value | None]
+    source: Source, meta_url: str, mountpoint: str, settings: MountSettings
 ) -> None:
     from jfsd.daemon.background import Background, log_of, mount_background  # noqa: PLC0415
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
     place = mounting.resolve(mountpoint)
     _check_privilege(place, settings)
+    # What a file says is left to the file: the next server reads it again.
+    words = (source.meta_url, place if source.mountpoint else "")
     wanted = Background(
-        meta_url, password_of(meta_url), place, settings, _arguments(settings, parameters)
+        meta_url,
+        password_of(source.meta_url),
+        place,
+        settings,
+        _arguments(source),
+        tuple(filter(None, words)),
     )
     outcome = mount_background(wanted)
     if outcome.took_over:
@@ -84,17 +102,10 @@ def _mount_background(
         click.echo(f"jfsd: server {outcome.server} serves {place}; its log is {log_of(place)}")
 
 
-def _arguments(settings: MountSettings, parameters: Mapping[str, Value | None]) -> list[str]:
+def _arguments(source: Source) -> list[str]:
     """Return the given options again, for a server with another working directory."""
-    found = []
-    for flag in MOUNT_FLAGS:
-        given, value = parameters[flag.field], getattr(settings, flag.field)
-        if given is None or given == ():
-            continue
-        if flag.name.endswith("-file"):
-            value = str(Path(value).absolute())
-        found.append(flag.argument(value))
-    return found
+    config = [f"--config={source.config}"] if source.config else []
+    return config + [BY_NAME[name].argument(value) for name, value in source.overrides.items()]
 
 
 def _check_place(mountpoint: str, settings: MountSettings) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from jfsd import log
-from jfsd.config.credentials import check_complete, read_credentials
+from jfsd.config.credentials import check_complete, read_credentials, with_credentials
 from jfsd.config.volume import Volume
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.meta.connection import Connection
@@ -33,7 +33,8 @@ async def opened_meta(
     if not logging.getLogger().handlers:
         # A command says one line; what it tries again meanwhile is for those who ask.
         log.configure("error")
-    connection = Connection(parse_meta_url(meta_url, environ), deadline_s=DEADLINE_S)
+    url = parse_meta_url(meta_url, with_credentials(environ))
+    connection = Connection(url, deadline_s=DEADLINE_S)
     await connection.open()
     try:
         yield connection

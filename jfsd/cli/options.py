@@ -74,15 +74,22 @@ def flag_options(flags: Sequence[Flag]) -> Callable[[Decorated], Decorated]:
     return decorate
 
 
+def given_options(parameters: Mapping[str, Any]) -> dict[str, Value]:
+    """Return what was given of the mount's options, by the name of their row."""
+    values = {name: parameters[flag.field] for name, flag in BY_NAME.items()}
+    words = tuple(word for group in values["o"] or () for word in group)
+    return {
+        name: value for name, value in {**values, "o": words or None}.items() if value is not None
+    }
+
+
 def settings_of(parameters: Mapping[str, Any]) -> MountSettings:
     """Return settings from the parameters that the mount's rows added.
 
     Raises:
         RefusedError: Values that contradict each other.
     """
-    values = {name: parameters[flag.field] for name, flag in BY_NAME.items()}
-    words = tuple(word for group in values["o"] or () for word in group)
-    return settings_from({**values, "o": words or None})
+    return settings_from(given_options(parameters))
 
 
 def _default_text(flag: Flag) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from jfsd.cli.argv import hide, password_of
+from jfsd.cli.argv import hide
+from jfsd.config.credentials import password_of
 from jfsd.config.runtime import find
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 

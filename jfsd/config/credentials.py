@@ -1,18 +1,37 @@
-"""Keys of the object store from the environment and files: never from an argument.
+"""Keys and passwords from files, credentials and the environment: never from an argument.
 
-Arguments are visible to every user of the machine. The order is: file, environment,
-the volume's own.
+Arguments are visible to every user of the machine. The order is: the file that an option
+names, the credential that the service manager passed (LoadCredential= in systemd.exec(5)),
+the environment, the volume's own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jfsd.config.volume import REMOVED, Volume
 from jfsd.errors import ExitCode, RefusedError
+
+DIRECTORY_VARIABLE = "CREDENTIALS_DIRECTORY"
+
+CREDENTIALS = {
+    "meta-password": "META_PASSWORD",
+    "sentinel-password": "SENTINEL_PASSWORD",
+    "access-key": "ACCESS_KEY",
+    "secret-key": "SECRET_KEY",
+    "session-token": "SESSION_TOKEN",
+    "rsa-passphrase": "JFS_RSA_PASSPHRASE",
+}
+"""Credentials by their name in the directory, and the variable that each takes the place of."""
+
+_OVERRULED = {"META_PASSWORD": "REDIS_PASSWORD"}
+"""A variable that would come before the one that a credential is put into."""
+
+_PASSWORD_IN_URL = re.compile(r"(?:\w+://|(?!\w+://))[^/@:]*:(?P<password>.+)@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +56,42 @@ class Credentials:
         )
 
 
+def password_of(url: str) -> str:
+    """Return the password that stands in a metadata URL, as it stands there; "" if none does."""
+    match = _PASSWORD_IN_URL.match(url)
+    return match["password"] if match else ""
+
+
+def with_credentials(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment, with the credentials that were passed in place of variables.
+
+    Raises:
+        RefusedError: A credential cannot be read or is not text.
+    """
+    directory = environ.get(DIRECTORY_VARIABLE, "")
+    if not directory:
+        return environ
+    changed = dict(environ)
+    for name, variable in CREDENTIALS.items():
+        path = Path(directory, name)
+        if path.exists():
+            changed[variable] = read_secret_file(f"credential {name}", str(path))
+            changed.pop(_OVERRULED.get(variable, ""), None)
+    return changed
+
+
 def read_credentials(
     access_key_file: str = "",
     secret_key_file: str = "",
     session_token_file: str = "",
     environ: Mapping[str, str] | None = None,
 ) -> Credentials:
-    """Return the keys from the files where named, else from the environment.
+    """Return the keys from the files where named, else from credentials, else the environment.
 
     Raises:
         RefusedError: A file cannot be read or holds no single line.
     """
-    env = os.environ if environ is None else environ
+    env = with_credentials(os.environ if environ is None else environ)
     return Credentials(
         access_key=_one("--access-key-file", access_key_file, env.get("ACCESS_KEY", "")),
         secret_key=_one("--secret-key-file", secret_key_file, env.get("SECRET_KEY", "")),

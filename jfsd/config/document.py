@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from jfsd.config.credentials import CREDENTIALS
 from jfsd.config.flags import MOUNT_FLAGS, Flag, Kind
 from jfsd.config.formatflags import FORMAT_FLAGS
 from jfsd.errors import ExitCode
@@ -39,6 +40,7 @@ ENVIRONMENT = {
     "SESSION_TOKEN": "Session token of the object store.",
     "JFS_RSA_PASSPHRASE": "Passphrase of the RSA key of an encrypted volume.",
     "JFS_S3_VHOST_STYLE": "If set and not 0 or false: virtual-host requests to custom endpoints.",
+    "JFSD_CONFIG_DIR": "Directory of configuration files, instead of /etc/jfs.",
     "JFSD_RUNTIME_DIR": "Directory of the records of served mounts, instead of /run/jfsd.",
 }
 
@@ -52,10 +54,47 @@ in the column *bare*. Times take a unit, too: `500ms`, `1s`, `1m30s`, `1h`; a ba
 seconds. A wrong value is refused with one line that names the value, the rule and the mend.
 """
 
+_FILE_NOTE = """\
+## Configuration files
+
+`/etc/jfs/<instance>.toml` describes one mount; the instance is the mount point as
+`systemd-escape --path` writes it: `/etc/jfs/mnt-jfs.toml` is `/mnt/jfs`. One line is enough:
+
+```toml
+meta = "redis://localhost/1"
+cache-size = "20G"
+attr-cache = 5
+options = ["noatime"]
+```
+
+| key | meaning |
+|---|---|
+| `meta` | Metadata URL. |
+| `mountpoint` | Where to mount; without it the path that the file's name stands for. |
+| an option's long name | The option, without its dashes. The words of `-o` are the key `options`. |
+
+Values are texts as on the command line, numbers with the unit of the column *bare*, `true` and
+`false`, and arrays of texts for directories and words. There are no tables. An unknown key and
+a wrong value are refused with file, key, rule and mend; nothing is mounted then, and a served
+mount stays as it is.
+
+`jfsd mount --config FILE`, `jfsd mount mnt-jfs` and `jfsd mount /mnt/jfs` use a file; what the
+command line says besides wins over it, lists as a whole. JFSD_CONFIG_DIR names another
+directory than /etc/jfs.
+
+A file that every user may write to is refused, and so is one that holds a password and may be
+read by every user: `chmod o-rwx`. Better keep the password out of it, as a credential.
+
+SIGHUP (`systemctl reload`) reads the file again, and the files of keys. What is *live* below is
+applied at once while programs go on; what is *fixed* is named and stays as it is. The status of
+the service says what a reload could not do; a file that cannot be read changes nothing.
+
+"""
+
 _CHANGE_NOTE = """\
-The column *change* says when another value takes effect: *live* without a pause,
-*restart* at a restart of the service, *fixed* after an unmount and a new mount, because the
-kernel was told at mount time.
+The column *change* says when another value takes effect: *live* at a reload, without a pause;
+*fixed* after an unmount and a new mount, because the kernel was told at mount time. Another
+metadata URL of the same volume takes effect at a restart of the service.
 """
 
 _SECRETS_NOTE = """\
@@ -68,6 +107,18 @@ are visible. No secret is ever written to a log, and `jfsd status` shows `remove
 
 The metadata URL of a served mount, with its password, lies in /run/jfsd (mode 0700,
 files 0600), where `jfsd status`, `jfsd info` and `jfsd umount` look for it.
+
+## Credentials
+
+A service manager passes secrets as files in the directory $CREDENTIALS_DIRECTORY
+(`LoadCredential=` in systemd.exec(5)). They come before the environment, and after a file that
+an option names.
+
+| credential | takes the place of |
+|---|---|
+"""
+
+_ENVIRONMENT_NOTE = """\
 
 ## Environment
 
@@ -82,14 +133,16 @@ def document() -> str:
 
 
 def _parts() -> Iterator[str]:
-    yield _HEAD
-    yield "\n## jfsd mount\n\n" + _CHANGE_NOTE
+    yield _HEAD + "\n" + _FILE_NOTE
+    yield "## jfsd mount\n\n" + _CHANGE_NOTE
     yield from _tables(MOUNT_FLAGS)
     yield "\n## jfsd format\n\n"
     yield "What is *fixed* cannot be changed once the volume exists; *live* options can be given\n"
     yield "again and reach running clients within a heartbeat.\n"
     yield from _tables(FORMAT_FLAGS)
     yield "\n" + _SECRETS_NOTE
+    yield from (f"| `{name}` | `{variable}` |\n" for name, variable in CREDENTIALS.items())
+    yield _ENVIRONMENT_NOTE
     yield from (f"| `{name}` | {text} |\n" for name, text in ENVIRONMENT.items())
     yield "\n## Exit codes\n\n| code | name | meaning |\n|---|---|---|\n"
     yield from (f"| {int(code)} | {code.name} | {text} |\n" for code, text in EXIT_CODES.items())

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from jfsd.config import units
 from jfsd.errors import ExitCode, RefusedError
@@ -71,11 +71,18 @@ class Flag:
     choices: tuple[str, ...] = ()
     mend: str = ""
     """What to do about a bad value, when the range does not say it."""
+    alias: str = ""
+    """Name in a configuration file, if the option's is too short for one."""
 
     @property
     def option(self) -> str:
         """The option as it is typed."""
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
+
+    @property
+    def key(self) -> str:
+        """The name in a configuration file."""
+        return self.alias or self.name
 
     @property
     def metavar(self) -> str:
@@ -102,25 +109,26 @@ class Flag:
             raise self.refusal(text, str(error)) from None
         return value
 
-    def render(self, value: Value) -> str:
-        """Return a text that `parse` reads back as `value`."""
-        match self.kind:
-            case Kind.SWITCH:
+    def show(self, value: Value) -> str:
+        """Return the text of a value as a person would write it; `parse` reads it back."""
+        match value:
+            case bool():
                 return "true" if value else "false"
-            case Kind.BYTES:
-                return f"{value}B"
-            case Kind.SECONDS:
-                return f"{value}s"
-            case Kind.PATHS | Kind.WORDS:
-                return (":" if self.kind is Kind.PATHS else ",").join(cast("tuple[str]", value))
-            case _:
-                return str(value)
+            case tuple():
+                return (":" if self.kind is Kind.PATHS else ",").join(value)
+            case str():
+                return value
+        if self.kind is Kind.BYTES:
+            return units.format_bytes(int(value))
+        if self.kind is Kind.SECONDS:
+            return units.format_seconds(value)
+        return units.format_number(value)
 
     def argument(self, value: Value) -> str:
         """Return the one word that gives this option `value` on a command line."""
         if self.kind is Kind.SWITCH:
             return self.option if value else f"--no-{self.name}"
-        return f"{self.option}{'' if len(self.name) == 1 else '='}{self.render(value)}"
+        return f"{self.option}{'' if len(self.name) == 1 else '='}{self.show(value)}"
 
     def refusal(self, text: str, rule: str) -> RefusedError:
         """Return the error for a value of this option that breaks `rule`."""
@@ -225,7 +233,7 @@ OTHER = "Other"
 
 MOUNT_FLAGS: tuple[Flag, ...] = (
     Flag(
-        "o", "fuse_options", Kind.WORDS, "", change=Change.FIXED, group=FUSE,
+        "o", "fuse_options", Kind.WORDS, "", change=Change.FIXED, group=FUSE, alias="options",
         help="Mount options as with mount(8): ro, nonempty, noatime, noexec, ...;"
         " nosuid and nodev unless suid and dev are given.",
     ),
@@ -242,7 +250,8 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
         help="Extended attributes; always on if the volume has ACLs.",
     ),
     Flag(
-        "heartbeat", "heartbeat_s", Kind.SECONDS, "12s", low="1s", high="10m", group=META,
+        "heartbeat", "heartbeat_s", Kind.SECONDS, "12s", low="1s", high="10m", change=Change.LIVE,
+        group=META,
         help="Interval of the session's heartbeat; others declare it dead after five.",
     ),
     Flag(
@@ -250,7 +259,7 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
         help="Leave cleaning, trash and compaction to other clients of the volume.",
     ),
     Flag(
-        "backup-meta", "backup_meta_s", Kind.SECONDS, "0", group=META,
+        "backup-meta", "backup_meta_s", Kind.SECONDS, "0", change=Change.LIVE, group=META,
         help="Must be 0: metadata is not backed up by the mount, use `juicefs dump`.",
     ),
     Flag(
@@ -272,24 +281,25 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
         help="How long attributes are reused at open; above 0 gives up close-to-open consistency.",
     ),
     Flag(
-        "storage", "storage", Kind.CHOICE, "", choices=("", "file", "s3", "minio"), group=STORE,
+        "storage", "storage", Kind.CHOICE, "", choices=("", "file", "s3", "minio"),
+        change=Change.LIVE, group=STORE,
         mend="give file, s3 or minio, or nothing for the volume's own",
         help="Kind of object store, if this machine reaches it differently than the volume says.",
     ),
     Flag(
-        "bucket", "bucket", Kind.TEXT, "", group=STORE,
+        "bucket", "bucket", Kind.TEXT, "", change=Change.LIVE, group=STORE,
         help="Address of the bucket, if this machine reaches it differently than the volume says.",
     ),
     Flag(
-        "access-key-file", "access_key_file", Kind.TEXT, "", group=STORE,
+        "access-key-file", "access_key_file", Kind.TEXT, "", change=Change.LIVE, group=STORE,
         help="File with the access key (else ACCESS_KEY, else the volume's own).",
     ),
     Flag(
-        "secret-key-file", "secret_key_file", Kind.TEXT, "", group=STORE,
+        "secret-key-file", "secret_key_file", Kind.TEXT, "", change=Change.LIVE, group=STORE,
         help="File with the secret key (else SECRET_KEY, else the volume's own).",
     ),
     Flag(
-        "session-token-file", "session_token_file", Kind.TEXT, "", group=STORE,
+        "session-token-file", "session_token_file", Kind.TEXT, "", change=Change.LIVE, group=STORE,
         help="File with the session token (else SESSION_TOKEN, else the volume's own).",
     ),
     Flag(
@@ -326,7 +336,8 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "buffer-size", "buffer_size_bytes", Kind.BYTES, "300M", low="16M", high="1T", unit="M",
-        group=CACHE, help="Memory for data being written and read ahead; writers wait at its end.",
+        change=Change.LIVE, group=CACHE,
+        help="Memory for data being written and read ahead; writers wait at its end.",
     ),
     Flag(
         "max-readahead", "max_readahead_bytes", Kind.BYTES, "32M", high="1T", unit="M",
@@ -337,27 +348,32 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
         help="Blocks fetched whole at the same time behind a random read; 0 is off.",
     ),
     Flag(
-        "cache-dir", "cache_dirs", Kind.PATHS, "/var/cache/jfsd", group=CACHE,
+        "cache-dir", "cache_dirs", Kind.PATHS, "/var/cache/jfsd", change=Change.LIVE, group=CACHE,
         mend="give directories separated by colons, or the word memory",
         help="Directories for cached blocks, separated by colons, or `memory`.",
     ),
     Flag(
         "cache-size", "cache_size_bytes", Kind.BYTES, "100G", high="1024P", unit="M",
-        group=CACHE, help="Size of the cache over all its directories; 0 is none.",
+        change=Change.LIVE, group=CACHE,
+        help="Size of the cache over all its directories; 0 is none.",
     ),
     Flag(
         "free-space-ratio", "free_space_ratio", Kind.RATIO, "0.1", low="0", high="1",
-        group=CACHE, help="Part of the cache's file system that is left free.",
+        change=Change.LIVE, group=CACHE,
+        help="Part of the cache's file system that is left free.",
     ),
     Flag(
         "log-level", "log_level", Kind.CHOICE, "info", choices=LEVELS, change=Change.LIVE,
         group=OTHER, help="Least important records that are logged.",
     ),
     Flag(
-        "no-syslog", "no_syslog", Kind.SWITCH, "false", group=OTHER,
+        "no-syslog", "no_syslog", Kind.SWITCH, "false", change=Change.LIVE, group=OTHER,
         help="Accepted, without effect: records go to stderr and so to systemd's journal.",
     ),
 )  # fmt: skip
 
 BY_NAME = {flag.name: flag for flag in MOUNT_FLAGS}
 """The rows by their name on the command line."""
+
+BY_KEY = {flag.key: flag for flag in MOUNT_FLAGS}
+"""The rows by their name in a configuration file."""

@@ -12,9 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from jfsd.config.credentials import with_credentials
 from jfsd.errors import ExitCode, RefusedError
 
 DIRECTORY_VARIABLE = "JFSD_RUNTIME_DIR"
@@ -33,7 +37,8 @@ _SUFFIX_BYTES = 20
 
 
 def _passwords() -> dict[str, str]:
-    found = {name: os.environ[name] for name in PASSWORD_VARIABLES if name in os.environ}
+    environ = with_credentials(os.environ)
+    found = {name: environ[name] for name in PASSWORD_VARIABLES if name in environ}
     if file := found.get("META_PASSWORD_FILE"):
         # Who reads the record may be in another directory.
         found["META_PASSWORD_FILE"] = str(Path(file).absolute())
@@ -53,6 +58,14 @@ class MountRecord:
     read_only: bool = False
     passwords: dict[str, str] = field(default_factory=_passwords, repr=False)
     """Variables that the password of a URL without one came from."""
+    options: dict[str, str] = field(default_factory=dict)
+    """What the server goes by now: every option's value by name."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """What it reads again at a reload: `Source.as_dict`."""
+    version: str = ""
+    """Version of jfsd that serves."""
+    layout: int = 0
+    """Layout of its parked state."""
     failure: str = ""
     """Why its server ended, if not as it was asked to: read, told and removed by umount."""
 
@@ -82,6 +95,28 @@ def escape(mountpoint: str) -> str:
         else:
             parts.append(f"\\x{byte:02x}")
     return "".join(parts)
+
+
+def unescape(instance: str) -> str:
+    """Return the path that `escape` made the name from.
+
+    Raises:
+        ValueError: No path is written so.
+    """
+    if instance == "-":
+        return "/"
+    raw = bytearray()
+    for part in re.split(r"(\\x[0-9a-f]{2}|-)", instance):
+        if part == "-":
+            raw += b"/"
+        elif part.startswith("\\x"):
+            raw += bytes.fromhex(part[2:])
+        else:
+            raw += os.fsencode(part)
+    path = "/" + os.fsdecode(bytes(raw))
+    if escape(path) != instance or "//" in path:
+        raise ValueError(f"{instance!r} is not the name of a path")
+    return path
 
 
 def place_of(mountpoint: str, suffix: str) -> Path:
@@ -141,6 +176,12 @@ def find(mountpoint: str) -> MountRecord | None:
     path = place_of(mountpoint, RECORD)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            return MountRecord(**json.load(file))
+            return _record(json.load(file))
     except (FileNotFoundError, PermissionError, ValueError, TypeError):
         return None
+
+
+def _record(fields: Mapping[str, Any]) -> MountRecord:
+    """Return the record without what a newer version may have added."""
+    known = {each.name for each in dataclasses.fields(MountRecord)}
+    return MountRecord(**{name: value for name, value in fields.items() if name in known})

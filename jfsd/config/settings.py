@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Value
+from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Flag, Value
 from jfsd.config.fuseopts import FuseOptions, parse_fuse_options
 from jfsd.errors import ExitCode, RefusedError
 
@@ -71,6 +70,20 @@ class MountSettings:
         _check_cache_dirs(self.cache_dirs)
         _check_backup(self.backup_meta_s)
 
+    def value(self, flag: Flag) -> Value:
+        """Return the value of an option."""
+        found: Value = getattr(self, flag.field)
+        return found
+
+    def taking(self, names: Iterable[str], other: MountSettings) -> MountSettings:
+        """Return these settings, with the options of these names as `other` has them."""
+        fields: dict[str, Any] = {BY_NAME[name].field: other.value(BY_NAME[name]) for name in names}
+        return replace(self, **fields)
+
+    def as_texts(self) -> dict[str, str]:
+        """Return every option's value by name, as a person writes it."""
+        return {flag.name: flag.show(self.value(flag)) for flag in MOUNT_FLAGS}
+
     @property
     def fuse(self) -> FuseOptions:
         """What `-o` asked for."""
@@ -109,21 +122,24 @@ def settings_from(values: Mapping[str, Value | None]) -> MountSettings:
 
 
 class Difference(NamedTuple):
-    """One option that two settings disagree on, with both values as text."""
+    """One option that two settings disagree on, with both values as a person writes them."""
 
     option: str
+    """As it is typed: `--attr-cache`; `meta` and `mountpoint` have no dashes."""
     before: str
     after: str
     change: Change
 
+    def __str__(self) -> str:
+        return f"{self.option} {self.before or '(none)'} -> {self.after or '(none)'}"
+
 
 def diff(before: MountSettings, after: MountSettings) -> list[Difference]:
     """Return the options that differ, in the order of the rows."""
-    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
     return [
-        Difference(flag.option, str(old[flag.field]), str(new[flag.field]), flag.change)
+        Difference(flag.option, flag.show(old), flag.show(new), flag.change)
         for flag in MOUNT_FLAGS
-        if old[flag.field] != new[flag.field]
+        if (old := before.value(flag)) != (new := after.value(flag))
     ]
 
 

@@ -90,11 +90,16 @@ def parse_seconds(text: str) -> float:
 def format_seconds(seconds: float) -> str:
     """Return the shortest form that `parse_seconds` reads back: 1s, 500ms, 10m, 12s."""
     if seconds and seconds < 1:
-        return f"{seconds * 1000:g}ms"
-    for unit in ("h", "m"):
+        return f"{format_number(seconds * 1000)}ms"
+    for unit in ("d", "h", "m"):
         if seconds and seconds % _SECONDS[unit] == 0:
-            return f"{seconds / _SECONDS[unit]:g}{unit}"
-    return f"{seconds:g}s"
+            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
+    return f"{format_number(seconds)}s"
+
+
+def format_number(value: float) -> str:
+    """Return a number without exponent and without zeros behind the point."""
+    return str(value) if isinstance(value, int) else f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 def parse_mbps(text: str) -> int:

@@ -32,7 +32,8 @@ class Answers:
     """Answers for one served mount; `listen` makes them known to its control socket."""
 
     volume: Volume
-    settings: MountSettings
+    settings: Callable[[], MountSettings]
+    """What the mount goes by at the moment."""
     life: Life
     state: State
     vfs: Vfs
@@ -51,6 +52,7 @@ class Answers:
         """Return how the mount is, in the style of `juicefs status`."""
         del call
         header, path = self.state.header, self.path
+        settings = self.settings()
         budget, dirty = path.arena.budget, count(path.writer, path.writer.newest)
         mount = {
             "MountPoint": header.mountpoint,
@@ -62,7 +64,7 @@ class Answers:
             "Volume": self.volume.name,
             "Meta": self.vfs.meta.connection.url.redacted(),
             "Store": self.store.shown,
-            "ReadOnly": self.settings.read_only,
+            "ReadOnly": settings.read_only,
             "Sid": header.sid,
             "OpenFiles": len(self.vfs.handles),
             "DirtyFiles": dirty.files,
@@ -71,7 +73,7 @@ class Answers:
             "BufferUsedBytes": budget.charged + budget.lent,
             "BufferBytes": budget.limit,
             "CacheUsedBytes": path.blocks.cached_bytes,
-            "CacheBytes": self.settings.cache_size_bytes,
+            "CacheBytes": settings.cache_size_bytes,
             "Events": header.events,
         }
         return {"mount": mount}

@@ -21,10 +21,13 @@ from dataclasses import replace
 
 import uvloop
 
+from jfsd import __version__
+from jfsd.config.credentials import with_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings
+from jfsd.config.source import Source, Wanted, given
 from jfsd.config.volume import Volume
-from jfsd.daemon.answers import Answers, upgrading
+from jfsd.daemon.answers import Answers, reloading, upgrading
 from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
@@ -32,10 +35,12 @@ from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import keep_holder
 from jfsd.daemon.holder_store import Kept
 from jfsd.daemon.holder_successor import Standby
+from jfsd.daemon.jobs import JobSwitch
 from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
 from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
-from jfsd.daemon.state import Header, State
+from jfsd.daemon.reload import Reload, Tuner
+from jfsd.daemon.state import LAYOUT, Header, State
 from jfsd.daemon.stop import Stopper
 from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
@@ -88,15 +93,19 @@ FIRST_ANSWER_S = 1.0
 """How long the record of a start waits for the first answer before it is logged without."""
 
 
-def run_mount(meta_url: str, mountpoint: str, settings: MountSettings) -> int:
+def run_mount(
+    meta_url: str, mountpoint: str, settings: MountSettings, source: Source | None = None
+) -> int:
     """Serve the volume at the directory until it is unmounted; return the exit code.
+
+    `source` is where URL, directory and settings came from, to be read again at a reload.
 
     Raises:
         RefusedError: It cannot be mounted as asked; nothing was changed.
     """
     bound_heap()
     try:
-        return uvloop.run(_Server(meta_url, mountpoint, settings).run())
+        return uvloop.run(_Server(meta_url, mountpoint, settings, source).run())
     except asyncio.CancelledError:
         return STOPPED
 
@@ -104,7 +113,10 @@ def run_mount(meta_url: str, mountpoint: str, settings: MountSettings) -> int:
 class _Server:
     """One mount from its first connection to its last flush."""
 
-    def __init__(self, meta_url: str, mountpoint: str, settings: MountSettings) -> None:
+    def __init__(
+        self, meta_url: str, mountpoint: str, settings: MountSettings, source: Source | None
+    ) -> None:
+        self._source = source or Source("", meta_url, mountpoint, given(settings))
         self._meta_url = meta_url
         self._mountpoint = mountpoint
         self._settings = settings
@@ -119,6 +131,7 @@ class _Server:
         self._fenced = False
         self._waits_for = "its turn"
         self._untold: Callable[[], None] | None = None
+        self._hangup = False
 
     @property
     def _goes_on(self) -> bool:
@@ -130,6 +143,7 @@ class _Server:
         self._standby = Standby.from_environ()
         self._takeover = take_over(self._notifier)
         self._on_early_signals()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_early_hangup)
         async with AsyncExitStack() as stack:
             patience = asyncio.create_task(self._ask_for_time(), name="start")
             stack.callback(patience.cancel)
@@ -161,18 +175,21 @@ class _Server:
                 store.follow(changed)
 
             session.on_volume = follow
-            vfs = Vfs(meta, path.writer, path.reader, _options(volume, self._settings, root))
+            acls = self._terms(volume).acls
+            vfs = Vfs(meta, path.writer, path.reader, _options(self._settings, root, acls=acls))
             path.on_commit = vfs.committed
             jobs.trees.open_inos = vfs.handles.open_inos
             stack.push_async_callback(self._control.close)
             Answers(
-                volume, self._settings, self._life, state, vfs, path, store, self._notifier
+                volume, lambda: self._settings, self._life, state, vfs, path, store, self._notifier
             ).listen(self._control)
             stack.push_async_callback(self._flush, path)
             await self._restore(state, vfs, path)
             self._timing.mark("restore")
             patience.cancel()
-            await self._serve(stack, vfs, volume, session, jobs, state, path)
+            switch = JobSwitch(jobs, session, allowed=not self._settings.read_only)
+            stack.push_async_callback(switch.set, False)
+            await self._serve(stack, vfs, volume, session, switch, state, path, store)
         self._life.enter(Phase.ENDED)
         if self._failure is not None:
             raise self._failure
@@ -212,7 +229,7 @@ class _Server:
         return True
 
     async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
-        url = parse_meta_url(self._meta_url, os.environ)
+        url = parse_meta_url(self._meta_url, with_credentials(os.environ))
         kept = self._takeover.state.header if self._takeover else None
         if kept and kept.cluster:
             url = url.as_cluster()
@@ -291,6 +308,12 @@ class _Server:
         path.writer.adopt(slices)
         log.info("takes over %d open files and %d pending slices", files, len(slices))
 
+    def _terms(self, volume: Volume) -> Terms:
+        """Return what is agreed with the kernel: once for the life of the mount."""
+        if self._takeover and self._takeover.state.header.init_out:
+            return Terms.agreed(self._takeover.state.header.init_out)
+        return Terms(volume.enable_acl, self._settings.max_readahead_bytes)
+
     # -- serve --------------------------------------------------------------------------------
 
     def _mount(self, volume: Volume, state: State) -> Mounted:
@@ -319,9 +342,10 @@ class _Server:
         vfs: Vfs,
         volume: Volume,
         session: MetaSession,
-        jobs: Housekeeping,
+        jobs: JobSwitch,
         state: State,
         path: DataPath,
+        store: VolumeStore,
     ) -> None:
         settings = self._settings
         record = MountRecord(
@@ -332,6 +356,10 @@ class _Server:
             os.getpid(),
             settings.subdir,
             settings.read_only,
+            options=settings.as_texts(),
+            source=self._source.as_dict(),
+            version=__version__,
+            layout=LAYOUT,
         )
         self._record = record
         register(record)
@@ -345,7 +373,7 @@ class _Server:
             mounted.init_in,
             adopted=self._takeover is not None,
             init_out=state.header.init_out,
-            terms=Terms(volume.enable_acl, settings.max_readahead_bytes),
+            terms=self._terms(volume),
             suspicion=Suspicion(
                 state.running, self._takeover.poisoned if self._takeover else frozenset()
             ),
@@ -360,6 +388,11 @@ class _Server:
         succession = Succession(handover, self._notifier, lambda: kept)
         self._on_signals(stopper, handover, succession)
         self._control.on("upgrade", upgrading(succession, state))
+        tuner = Tuner(
+            vfs=vfs, path=path, store=store, session=session, jobs=jobs, device=mounted.device
+        )
+        reload = self._reloader(tuner, f"serving {volume.name}")
+        stack.push_async_callback(reload.close)
 
         def push() -> None:
             park(self._notifier, kept)
@@ -383,6 +416,7 @@ class _Server:
             self._tell_start(kernel, state)
             gc.freeze()
             gc.enable()
+            self._on_hangup(reload)
 
         helpers = [
             asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat"),
@@ -390,10 +424,9 @@ class _Server:
         ]
         if self._notifier.watchdog_interval_s:
             helpers.append(asyncio.create_task(self._feed_watchdog(), name="watchdog"))
-        if not (settings.read_only or settings.no_bgjob):
-            if self._takeover is not None:
-                helpers.append(asyncio.create_task(jobs.catch_up(), name="catch-up"))
-            helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
+        if self._takeover is not None and not (settings.read_only or settings.no_bgjob):
+            helpers.append(asyncio.create_task(jobs.catch_up(), name="catch-up"))
+        await jobs.set(not settings.no_bgjob)
         try:
             await kernel.serve(ready)
             self._life.enter(Phase.FLUSHING)
@@ -483,6 +516,35 @@ class _Server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, task.cancel)
 
+    def _on_early_hangup(self) -> None:
+        """Note a reload that is asked for during the start; it follows when all is there."""
+        self._hangup = True
+
+    def _on_hangup(self, reload: Reload) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+        if self._hangup:
+            reload.request()
+
+    def _reloader(self, tuner: Tuner, status: str) -> Reload:
+        """Return what reads the configuration again, when a signal or a command asks for it."""
+        reload = Reload(
+            self._source,
+            Wanted(self._meta_url, self._mountpoint, self._settings),
+            tuner,
+            self._notifier,
+            status=status,
+            on_change=self._changed,
+        )
+        self._control.on("reload", reloading(reload.run))
+        return reload
+
+    def _changed(self, settings: MountSettings) -> None:
+        """Note what a reload has changed; who looks at the record sees it, too."""
+        self._settings = settings
+        if self._record is not None:
+            self._record = replace(self._record, options=settings.as_texts())
+            register(self._record)
+
     # -- end ----------------------------------------------------------------------------------
 
     def _detach(self, mounted: Mounted) -> None:
@@ -555,21 +617,13 @@ def _with_answers(event: Event, kernel: Session, timing: Timing) -> Event:
     return told
 
 
-async def _run_jobs(jobs: Housekeeping) -> None:
-    """Run the background jobs; one that is fenced stops them, and the heartbeat the server."""
-    try:
-        await jobs.run()
-    except* FencedError as group:
-        log.warning("background jobs stop: %s", group.exceptions[0])
-
-
 def _no_subdir(path: str, rule: str) -> RefusedError:
     return RefusedError(
         ExitCode.USAGE, f"--subdir {path}", rule, "mount the volume without it and create it"
     )
 
 
-def _options(volume: Volume, settings: MountSettings, root: Ino) -> Options:
+def _options(settings: MountSettings, root: Ino, *, acls: bool) -> Options:
     return Options(
         attr_timeout_s=settings.attr_cache_s,
         entry_timeout_s=settings.entry_cache_s,
@@ -577,6 +631,6 @@ def _options(volume: Volume, settings: MountSettings, root: Ino) -> Options:
         open_cache_s=settings.open_cache_s,
         read_only=settings.read_only,
         xattrs=settings.enable_xattr,
-        acls=volume.enable_acl,
+        acls=acls,
         root=root,
     )

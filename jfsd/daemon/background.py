@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from jfsd.config.credentials import with_credentials
 from jfsd.config.settings import MountSettings
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import HolderClient
@@ -42,15 +43,16 @@ class Background:
     settings: MountSettings
     arguments: Sequence[str]
     """Options of the server's command line, without relative paths."""
+    words: Sequence[str]
+    """META-URL and MOUNTPOINT, but for what a configuration file says."""
 
     def command(self, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
         """Return the server's command line and environment; no secret is an argument."""
-        url, env = self.meta_url, dict(environ)
+        words, env = list(self.words), dict(environ)
         if self.password:
-            url = url.replace(f":{self.password}@", "@", 1)
+            words = [word.replace(f":{self.password}@", "@", 1) for word in words]
             env["REDIS_PASSWORD"] = unquote(self.password)
-        argv = [sys.executable, "-P", "-m", "jfsd", "mount", *self.arguments, url, self.mountpoint]
-        return argv, env
+        return [sys.executable, "-P", "-m", "jfsd", "mount", *self.arguments, *words], env
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ async def _volume_uuid(meta_url: str) -> str:
     from jfsd.meta.format import read_volume  # noqa: PLC0415
     from jfsd.meta.url import parse_meta_url  # noqa: PLC0415
 
-    connection = Connection(parse_meta_url(meta_url, os.environ))
+    connection = Connection(parse_meta_url(meta_url, with_credentials(os.environ)))
     await connection.open()
     try:
         return (await read_volume(connection)).uuid

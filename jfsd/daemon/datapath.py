@@ -18,6 +18,7 @@ from jfsd.chunk.writer import Writer
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import Volume
 from jfsd.daemon.memory import HeapGuard
+from jfsd.errors import ExitCode, RefusedError
 from jfsd.meta.client import Meta
 from jfsd.object.base import ObjectStore
 from jfsd.types import Attr, Ino
@@ -52,6 +53,7 @@ class DataPath:
             journal: Told every step of a slice.
         """
         self.on_commit: Callable[[Ino, Attr], None] | None = None
+        self._volume_uuid = volume.uuid
         budget = Budget(settings.buffer_size_bytes)
         self.arena = Arena(budget, volume.block_size_bytes, fd=arena_fd)
         lists = SliceLists(meta)
@@ -63,7 +65,7 @@ class DataPath:
             compression=volume.compression,
             hash_prefix=volume.hash_prefix,
             encrypted=bool(volume.encrypt_key),
-            cache=_open_cache(volume, settings, self.arena.budget),
+            cache=_open_cache(volume.uuid, settings, self.arena.budget),
             max_downloads=settings.max_downloads,
             prefetch=settings.prefetch,
             on_churn=self._check_heap,
@@ -100,6 +102,43 @@ class DataPath:
         stack.push_async_callback(self.writer.close)
         stack.push_async_callback(self.reader.close)
 
+    def set_buffer(self, size_bytes: int) -> None:
+        """Change the memory for data; a smaller one takes effect as data is stored.
+
+        Raises:
+            OSError: The arena cannot be made larger; nothing was changed.
+        """
+        self.arena.fit(size_bytes)
+        self.arena.budget.set_limit(size_bytes)
+        self.blocks.budget_changed()
+
+    async def set_cache(self, before: MountSettings, settings: MountSettings) -> None:
+        """Use the cache that `settings` ask for; in the same directories it is the same one.
+
+        Raises:
+            RefusedError: No directory can be used; the former cache stays.
+        """
+        cache = self.blocks.cache
+        if settings.cache_dirs == before.cache_dirs and settings.cache_size_bytes:
+            if isinstance(cache, DiskCache):
+                cache.resize(settings.cache_size_bytes, settings.free_space_ratio)
+                return
+            if isinstance(cache, MemoryCache):
+                cache.resize(settings.cache_size_bytes)
+                return
+        new = _open_cache(self._volume_uuid, settings, self.arena.budget)
+        if new is not None:
+            await new.start()
+            if isinstance(new, DiskCache) and len(new.unusable) == len(settings.cache_dirs):
+                await new.close()
+                raise RefusedError(
+                    ExitCode.USAGE,
+                    f"--cache-dir {':'.join(settings.cache_dirs)}",
+                    "cannot be written to",
+                    "name directories that the server's user may write to",
+                )
+        self.blocks.use_cache(new)
+
     def _check_heap(self) -> None:
         self._heap.check()
 
@@ -108,14 +147,14 @@ class DataPath:
             self.on_commit(ino, attr)
 
 
-def _open_cache(volume: Volume, settings: MountSettings, budget: Budget) -> BlockCache | None:
+def _open_cache(volume_uuid: str, settings: MountSettings, budget: Budget) -> BlockCache | None:
     if settings.cache_size_bytes == 0:
         return None
     if settings.memory_cache:
         return MemoryCache(settings.cache_size_bytes)
     return DiskCache(
         settings.cache_dirs,
-        volume.uuid,
+        volume_uuid,
         size_bytes=settings.cache_size_bytes,
         free_space_ratio=settings.free_space_ratio,
         budget=budget,

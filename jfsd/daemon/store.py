@@ -1,7 +1,7 @@
 """The object store of one mount: what the volume says, what the mount's options say otherwise.
 
-It follows the volume's setting while it is used: limits at once, another bucket or other
-keys as soon as the store that they name has been found to be the volume's.
+It follows the volume's setting, and other options, while it is used: limits at once, another
+bucket or other keys as soon as the store that they name has been found to be the volume's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import NamedTuple
 
 from jfsd.config.credentials import Credentials, check_complete, read_credentials
 from jfsd.config.settings import MountSettings
@@ -33,8 +34,10 @@ class VolumeStore(SwitchedStore):
         Raises:
             RefusedError: Options or setting name no store that we can use.
         """
+        self._volume = volume
         self._settings = settings
         self._address = _address(volume, settings)
+        self._room = _Room.of(settings)
         self._switching: asyncio.Task[None] | None = None
         super().__init__(_open(volume, settings))
 
@@ -43,6 +46,11 @@ class VolumeStore(SwitchedStore):
         """Kind and address of the store for people, without secrets."""
         storage, bucket, *_ = self._address
         return f"{storage} {shown_bucket(bucket)}"
+
+    @property
+    def settings(self) -> MountSettings:
+        """The options that it goes by."""
+        return self._settings
 
     async def check_ours(self, volume: Volume) -> None:
         """Return if the store answers and is the volume's.
@@ -55,7 +63,7 @@ class VolumeStore(SwitchedStore):
 
     def follow(self, volume: Volume) -> None:
         """Obey a changed setting: limits now, another store once it has been tried."""
-        settings = self._settings
+        self._volume, settings = volume, self._settings
         retune(
             self.inner,
             get_timeout_s=settings.get_timeout_s,
@@ -70,6 +78,26 @@ class VolumeStore(SwitchedStore):
             self._follow(volume), name="store-switch"
         )
 
+    def limit(self, settings: MountSettings) -> None:
+        """Obey other limits, times and numbers of requests; address and keys stay."""
+        self._settings = settings.taking(_ADDRESS, self._settings)
+        self.follow(self._volume)
+
+    async def move(self, settings: MountSettings) -> None:
+        """Use the store that other options, or files of keys, name.
+
+        Raises:
+            RefusedError: It belongs to another volume, or an option makes no sense.
+            StoreError: It does not answer, or refuses us. Nothing was changed.
+        """
+        volume, wanted = self._volume, self._settings.taking(_ADDRESS, settings)
+        address = await asyncio.to_thread(_address, volume, wanted)
+        if address != self._address:
+            store = await _tried(volume, wanted)
+            self._use(store, address, wanted)
+        self._settings = wanted
+        self.follow(self._volume)
+
     async def close(self) -> None:
         """Close all stores."""
         if self._switching is not None:
@@ -82,18 +110,45 @@ class VolumeStore(SwitchedStore):
         """Go over to the store of a changed setting; stay with the old one until it answers."""
         while True:
             try:
-                address = _address(volume, self._settings)
-                if address == self._address:
+                settings = self._settings
+                address = await asyncio.to_thread(_address, volume, settings)
+                if address == self._address and self._room.covers(_Room.of(settings)):
                     return
-                store = await _tried(volume, self._settings)
+                store = await _tried(volume, settings)
             except JfsdError as error:
                 log.error("the volume's new store is not used: %s", error)  # noqa: TRY400
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self._address = address
-            self.switch(store)
-            log.info("objects are in %s from now on", address[1])
+            self._use(store, address, settings)
             return
+
+    def _use(self, store: ObjectStore, address: tuple[str, ...], settings: MountSettings) -> None:
+        if address[1] != self._address[1]:
+            log.info("objects are in %s from now on", address[1])
+        self._address, self._room = address, _Room.of(settings)
+        self.switch(store)
+
+
+_ADDRESS = ("storage", "bucket", "access-key-file", "secret-key-file", "session-token-file")
+"""Options that make a store another one."""
+
+
+class _Room(NamedTuple):
+    """What a client of a store is made for: so many requests, so long an answer."""
+
+    requests: int
+    timeout_s: float
+
+    @classmethod
+    def of(cls, settings: MountSettings) -> _Room:
+        return cls(
+            settings.max_uploads + settings.max_downloads,
+            max(settings.get_timeout_s, settings.put_timeout_s),
+        )
+
+    def covers(self, other: _Room) -> bool:
+        """Return whether a client made for this is enough for `other`."""
+        return other.requests <= self.requests and other.timeout_s <= self.timeout_s
 
 
 def _address(volume: Volume, settings: MountSettings) -> tuple[str, ...]:

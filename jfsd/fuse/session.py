@@ -51,6 +51,12 @@ class Terms:
     max_readahead_bytes: int = 0
     """0: as the kernel proposes."""
 
+    @classmethod
+    def agreed(cls, init_out: bytes) -> Terms:
+        """Return the terms of a mount whose kernel has had this answer to INIT."""
+        reply = abi.init_reply(init_out)
+        return cls(bool(reply.flags & abi.INIT_DONT_MASK), reply.max_readahead)
+
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:

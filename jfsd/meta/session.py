@@ -109,8 +109,14 @@ class Session:
         self._engine = engine
         self._info = info
         self._heartbeat_s = heartbeat_s
+        self._changed = asyncio.Event()
         self._setting: bytes | None = None
         self._uuid = ""
+
+    def set_heartbeat(self, heartbeat_s: float) -> None:
+        """Change the interval; a beat follows at once and tells others when to expect the next."""
+        self._heartbeat_s = heartbeat_s
+        self._changed.set()
 
     async def load_volume(self) -> Volume:
         """Return the volume in the database, and follow its changes from here.
@@ -169,7 +175,11 @@ class Session:
         """
         while True:
             pause_s = self._heartbeat_s or DEFAULT_HEARTBEAT_S
-            await asyncio.sleep(pause_s * random.uniform(0.95, 1.05))  # noqa: S311 - spreads load
+            pause_s *= random.uniform(0.95, 1.05)  # noqa: S311 - spreads load
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
+            self._changed.clear()
             try:
                 await self.beat()
             except FencedError:

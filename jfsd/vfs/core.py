@@ -66,6 +66,12 @@ class Core:
         self._closed: OrderedDict[Ino, tuple[Attr, float]] = OrderedDict()
         """Attributes of files closed lately and when they were true; empty without open cache."""
 
+    def set_options(self, options: Options) -> None:
+        """Behave as these options say from the next answer on; the root stays."""
+        self.options = options
+        if not options.open_cache_s:
+            self._closed.clear()
+
     @property
     def attr_timeout_s(self) -> float:
         """How long the kernel may use attributes without asking."""

@@ -9,8 +9,9 @@ import tempfile
 import pytest
 from support import mounts
 from support.clients import Storage
-from support.session import free_ports
+from support.session import Service, free_ports, run, wait_until
 
+from jfsd.config.runtime import escape
 from jfsd.errors import ExitCode
 
 pytestmark = pytest.mark.promise(16)
@@ -198,3 +199,70 @@ def test_root_without_the_capability(refused, formatted, place):
 def test_nothing_is_left_mounted(refused, formatted, place):
     refused(ExitCode.USAGE, formatted, place, "--subdir", "none")
     assert not mounts.at(place)
+
+
+# -- configuration files
+
+
+@pytest.fixture
+def configured(formatted, place, tmp_path):
+    """A function that writes a configuration of the volume and returns its path."""
+
+    def write(text="", name="conf.toml"):
+        path = tmp_path / name
+        path.write_text(f'meta = "{formatted}"\nmountpoint = "{place}"\n{text}')
+        path.chmod(0o600)
+        return path
+
+    return write
+
+
+def test_a_configuration_that_is_missing(refused, tmp_path):
+    line = refused(ExitCode.USAGE, "--config", tmp_path / "none.toml")
+    assert "none.toml: cannot be read (No such file or directory)" in line
+
+
+def test_an_instance_without_a_configuration(refused, tmp_path):
+    env = {"JFSD_CONFIG_DIR": str(tmp_path)}
+    line = refused(ExitCode.USAGE, "mnt-jfs", env=env)
+    assert f"mnt-jfs: has no configuration {tmp_path}/mnt-jfs.toml; write one" in line
+    line = refused(ExitCode.USAGE, "/mnt/a-b", env=env)
+    assert f"{tmp_path}/mnt-a\\x2db.toml" in line
+
+
+def test_an_unknown_key(refused, configured):
+    path = configured("attr-cash = 1")
+    line = refused(ExitCode.USAGE, "--config", path)
+    assert f"{path}: attr-cash: is not a key of the configuration; did you mean attr-cache?" in line
+
+
+def test_a_subdir_of_the_file_that_is_missing(refused, configured):
+    assert "a/b" in refused(ExitCode.USAGE, "--config", configured('subdir = "a/b"'))
+
+
+def test_the_command_line_counts_more_than_the_file(refused, configured, tmp_path):
+    config = configured('subdir = "a/b"')
+    assert "--subdir c" in refused(ExitCode.USAGE, "--config", config, "--subdir", "c")
+    elsewhere = refused(ExitCode.MOUNTPOINT_UNUSABLE, "--config", config, tmp_path / "none")
+    assert f"{tmp_path}/none: does not exist" in elsewhere
+    url = f"unix://{tmp_path}/none?db=1"
+    assert f"{tmp_path}/none" in refused(ExitCode.META_UNREACHABLE, "--config", config, url)
+
+
+@pytest.mark.parametrize("words", [["a", "b", "c"], []], ids=["many", "none"])
+def test_too_many_words_and_none(refused, words):
+    refused(ExitCode.USAGE, *words)
+
+
+@pytest.mark.parametrize("by", ["instance", "place"])
+def test_a_file_alone_is_mounted(jfsd, configured, place, bed, by):
+    instance = escape(str(place))
+    configured("no-syslog = true\n", f"{instance}.toml")
+    runtime = f"{bed.root}/{by}.run"
+    env = {**jfsd.env(), "JFSD_CONFIG_DIR": str(place.parent), "JFSD_RUNTIME_DIR": runtime}
+    word = instance if by == "instance" else place
+    service = Service(bed, [jfsd.binary, "mount", word], bed.root / f"{by}.log", env=env)
+    wait_until(lambda: mounts.at(place) or service.returncode() is not None, 60, str(word))
+    assert mounts.at(place), service.tail()
+    run([jfsd.binary, "umount", place], env=env)
+    assert service.wait() == 0

@@ -258,3 +258,23 @@ async def test_turns_are_taken_once_per_period(meta, client) -> None:
     assert last == pytest.approx(time.time(), abs=2)
     client.set("lastCleanupFiles", last - 3241)
     assert await take_turn(meta, "lastCleanupFiles", 3240)
+
+
+async def test_another_heartbeat_counts_from_now_on(meta, client):
+    session = Session(meta, SessionInfo.of_this_process("/m"), heartbeat_s=3600)
+    await session.load_volume()
+    sid = await session.open()
+    running = asyncio.create_task(session.run())
+    try:
+        assert client.zscore("allSessions", sid) > time.time() + 3600
+        session.set_heartbeat(1)
+        async with asyncio.timeout(20):
+            while client.zscore("allSessions", sid) > time.time() + 60:
+                await asyncio.sleep(0.01)
+            first = client.zscore("allSessions", sid)
+            while client.zscore("allSessions", sid) <= first:
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    await session.close()

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from jfsd import __version__
 from jfsd.cli import main
-from jfsd.cli.argv import password_of
 from jfsd.cli.entry import VERBS, jfsd
 from jfsd.cli.options import flag_options, settings_of
+from jfsd.config.credentials import password_of
 from jfsd.config.document import EXIT_CODES, document
 from jfsd.config.flags import MOUNT_FLAGS
 from jfsd.config.settings import MountSettings
@@ -276,7 +276,8 @@ def test_the_password_of_a_url_is_found(url, password):
 @pytest.mark.promise(16)
 def test_secrets_disappear_from_the_process_list():
     code = (
-        "import sys; from jfsd.cli.argv import hide, password_of;"
+        "import sys; from jfsd.cli.argv import hide;"
+        "from jfsd.config.credentials import password_of;"
         "hide([password_of(sys.argv[1]), sys.argv[2], '']);"
         "sys.stdout.write(open('/proc/self/cmdline').read())"
     )

@@ -1,11 +1,12 @@
 """Records of served mounts: found by commands, seen by nobody else."""
 
+import json
 import stat
 
 import pytest
 
 from jfsd.config import runtime
-from jfsd.config.runtime import MountRecord, escape, find, register, unregister
+from jfsd.config.runtime import MountRecord, escape, find, register, unescape, unregister
 from jfsd.errors import ExitCode, RefusedError
 
 
@@ -101,6 +102,22 @@ def test_a_path_that_is_no_text_has_a_record():
 )
 def test_names_are_escaped_as_systemd_escape_does(path, name):
     assert escape(path) == name
+    assert unescape(name) == path
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "mnt--x", "-mnt", "mnt-", "a\\x2", "a\\x61", ".x", "a/b"]
+)
+def test_what_systemd_escape_does_not_write_is_no_path(name):
+    with pytest.raises(ValueError, match="is not the name of a path"):
+        unescape(name)
+
+
+def test_a_record_of_a_newer_version_is_read(directory):
+    path = register(record(options={"prefetch": "1"}))
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "hue": "blue"}))
+    assert find("/mnt/a b") == record(options={"prefetch": "1"})
 
 
 def test_two_mount_points_never_share_a_record():

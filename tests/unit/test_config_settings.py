@@ -153,6 +153,6 @@ def test_differences_name_option_values_and_when_they_take_effect():
     after = MountSettings(prefetch=3, subdir="x", heartbeat_s=5.0)
     assert diff(MountSettings(), after) == [
         ("--subdir", "", "x", Change.FIXED),
-        ("--heartbeat", "12.0", "5.0", Change.RESTART),
+        ("--heartbeat", "12s", "5s", Change.LIVE),
         ("--prefetch", "1", "3", Change.LIVE),
     ]
