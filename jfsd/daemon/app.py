@@ -329,6 +329,24 @@ class _Server:
         state.change(init_in=mounted.init_in, device=mounted.device)
         return mounted
 
+    def _register(self, volume: Volume) -> None:
+        """Let commands find the mount."""
+        settings = self._settings
+        self._record = MountRecord(
+            self._mountpoint,
+            self._meta_url,
+            volume.name,
+            volume.uuid,
+            os.getpid(),
+            settings.subdir,
+            settings.read_only,
+            options=settings.as_texts(),
+            source=self._source.as_dict(),
+            version=__version__,
+            layout=LAYOUT,
+        )
+        register(self._record)
+
     def _request_journal(self, init_in: bytes) -> RequestJournal | None:
         """Return what must be kept of requests in flight, None if the kernel does it."""
         if inflight.repeats(init_in):
@@ -348,21 +366,7 @@ class _Server:
         store: VolumeStore,
     ) -> None:
         settings = self._settings
-        record = MountRecord(
-            self._mountpoint,
-            self._meta_url,
-            volume.name,
-            volume.uuid,
-            os.getpid(),
-            settings.subdir,
-            settings.read_only,
-            options=settings.as_texts(),
-            source=self._source.as_dict(),
-            version=__version__,
-            layout=LAYOUT,
-        )
-        self._record = record
-        register(record)
+        self._register(volume)
         mounted = self._mount(volume, state)
         stack.callback(os.close, mounted.fd)
         stack.callback(self._detach, mounted)
