@@ -62,6 +62,8 @@ class Core:
         self.options = options
         self.handles = Handles()
         self._seen: OrderedDict[Ino, Seen] = OrderedDict()
+        self.trashed: OrderedDict[Ino, None] = OrderedDict()
+        """Inodes that were looked up in the trash lately: who changes them means them."""
         self._removed_dirs: OrderedDict[Ino, Attr] = OrderedDict()
         self._closed: OrderedDict[Ino, tuple[Attr, float]] = OrderedDict()
         """Attributes of files closed lately and when they were true; empty without open cache."""
@@ -160,6 +162,13 @@ class Core:
         self._removed_dirs[ino] = replace(attr, nlink=0)
         if len(self._removed_dirs) > _REMOVED_MAX:
             self._removed_dirs.popitem(last=False)
+
+    def note_trashed(self, ino: Ino) -> None:
+        """Remember that somebody has found the inode in the trash."""
+        self.trashed[ino] = None
+        self.trashed.move_to_end(ino)
+        if len(self.trashed) > _REMOVED_MAX:
+            self.trashed.popitem(last=False)
 
     def note_closed(self, inode: OpenInode) -> None:
         """Keep the attributes of a file that nobody has open any more for its next open."""
