@@ -36,7 +36,7 @@ from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
 from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.state import Header, State
-from jfsd.daemon.stop import Stopper
+from jfsd.daemon.stop import Stopper, cut_off
 from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
@@ -111,6 +111,7 @@ class _Server:
         self._timing = Timing()
         self._life = Life()
         self._failure: JfsdError | None = None
+        self._cut_off: JfsdError | None = None
         self._notifier = Notifier.from_environ()
         self._control = Control(mountpoint)
         self._takeover: Takeover | None = None
@@ -174,8 +175,9 @@ class _Server:
             patience.cancel()
             await self._serve(stack, vfs, volume, session, jobs, state, path)
         self._life.enter(Phase.ENDED)
-        if self._failure is not None:
-            raise self._failure
+        failure = self._failure or self._cut_off
+        if failure is not None:
+            raise failure
         return ExitCode.OK
 
     # -- start --------------------------------------------------------------------------------
@@ -394,6 +396,7 @@ class _Server:
             helpers.append(asyncio.create_task(_run_jobs(jobs), name="jobs"))
         try:
             await kernel.serve(ready)
+            self._cut_off = await cut_off(mounted)
             self._life.enter(Phase.FLUSHING)
         finally:
             for task in helpers:
