@@ -11,13 +11,16 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Set
+from dataclasses import dataclass
 from typing import Protocol
 
 from jfsd.types import Attr, Ino
 
 _ACCESS_MODE = os.O_ACCMODE
+
+NOBODY: Set[int] = frozenset()
+"""Shared by all that have no owner of locks: hundreds of thousands of files may be open."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +36,14 @@ class OpenInode:
     seen_s: float
     handles: int = 0
     sustained: bool = False
-    posix_owners: set[int] = field(default_factory=set)
+    posix_owners: Set[int] = NOBODY
+
+    def disown(self, owner: int) -> bool:
+        """Forget that `owner` may hold byte-range locks; return whether it might have."""
+        if owner not in self.posix_owners:
+            return False
+        self.posix_owners = self.posix_owners - {owner} or NOBODY
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +54,13 @@ class FileHandle:
     inode: OpenInode
     flags: int
     wrote: bool = False
-    posix_owners: set[int] = field(default_factory=set)
+    posix_owners: Set[int] = NOBODY
+
+    def own(self, owner: int) -> None:
+        """Note that `owner` may hold byte-range locks, through this handle."""
+        for holder in (self, self.inode):
+            if owner not in holder.posix_owners:
+                holder.posix_owners = holder.posix_owners | {owner}
 
     @property
     def ino(self) -> Ino:
