@@ -13,7 +13,8 @@ from jfsd.errors import ExitCode
 
 EXIT_CODES = {
     ExitCode.OK: "Done.",
-    ExitCode.FAILURE: "Something unforeseen; `jfsd --log-level debug VERB ...` shows where.",
+    ExitCode.FAILURE: "Something unforeseen; `jfsd --log-level debug VERB ...` shows where. Also "
+    "a mount whose connection was aborted through `/sys/fs/fuse`.",
     ExitCode.USAGE: "An option, value or argument is wrong.",
     ExitCode.META_UNREACHABLE: "Redis does not answer, or refuses user, password or database.",
     ExitCode.VOLUME_MISSING: "The database holds no volume.",

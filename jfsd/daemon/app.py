@@ -41,7 +41,7 @@ from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
 from jfsd.daemon.state import LAYOUT, Header, State
-from jfsd.daemon.stop import Stopper
+from jfsd.daemon.stop import Stopper, cut_off
 from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
@@ -123,6 +123,7 @@ class _Server:
         self._timing = Timing()
         self._life = Life()
         self._failure: JfsdError | None = None
+        self._cut_off: JfsdError | None = None
         self._notifier = Notifier.from_environ()
         self._control = Control(mountpoint)
         self._takeover: Takeover | None = None
@@ -191,8 +192,9 @@ class _Server:
             stack.push_async_callback(switch.set, False)
             await self._serve(stack, vfs, volume, session, switch, state, path, store)
         self._life.enter(Phase.ENDED)
-        if self._failure is not None:
-            raise self._failure
+        failure = self._failure or self._cut_off
+        if failure is not None:
+            raise failure
         return ExitCode.OK
 
     # -- start --------------------------------------------------------------------------------
@@ -433,6 +435,7 @@ class _Server:
         await jobs.set(not settings.no_bgjob)
         try:
             await kernel.serve(ready)
+            self._cut_off = await cut_off(mounted)
             self._life.enter(Phase.FLUSHING)
         finally:
             for task in helpers:

@@ -97,7 +97,6 @@ async def restore_handles(state: State, vfs: Vfs, meta: Meta) -> int:
         except OSError:
             state.remove_lock(fh, owner)
             continue
-        handle.posix_owners.add(owner)
-        handle.inode.posix_owners.add(owner)
+        handle.own(owner)
     vfs.handles.journal = HandleJournal(state)
     return len(records)

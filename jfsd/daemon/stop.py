@@ -5,11 +5,38 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from jfsd.clock import monotonic_s
 from jfsd.errors import ExitCode, RefusedError
-from jfsd.fuse.mount import umount
+from jfsd.fuse import native
+from jfsd.fuse.mount import Mounted, find, umount
 from jfsd.fuse.session import Session
 
 log = logging.getLogger(__name__)
+
+
+_LETS_GO_S = 2.0
+"""How long an unmounted mount may stay in the table after its connection has ended."""
+
+
+async def cut_off(mounted: Mounted) -> RefusedError | None:
+    """Return why serving ended although nobody unmounted: the connection was aborted.
+
+    Whoever unmounts takes the mount out of the table, at the latest right after the
+    connection has ended (umount2(2) with MNT_FORCE).
+    """
+    if not native.ended():
+        return None
+    end_s = monotonic_s() + _LETS_GO_S
+    while (entry := find(mounted.path)) is not None and entry.device == mounted.device:
+        if monotonic_s() > end_s:
+            return RefusedError(
+                ExitCode.FAILURE,
+                mounted.path,
+                "the kernel's connection to it was aborted (/sys/fs/fuse/connections)",
+                "what was written is stored; mount it again",
+            )
+        await asyncio.sleep(0.05)
+    return None
 
 
 class Stopper:

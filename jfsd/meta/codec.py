@@ -76,14 +76,15 @@ def decode_attr(data: bytes) -> Attr:
     (flags, mode, uid, gid, a_s, a_n, m_s, m_n, c_s, c_n, nlink, length, rdev) = _ATTR.unpack_from(
         data
     )
+    mtime_ns, atime_ns, ctime_ns = m_s * _SECOND + m_n, a_s * _SECOND + a_n, c_s * _SECOND + c_n
     attr = Attr(
         node_type(mode >> 12),
         mode & 0xFFF,
         uid,
         gid,
-        a_s * _SECOND + a_n,
-        m_s * _SECOND + m_n,
-        c_s * _SECOND + c_n,
+        mtime_ns if atime_ns == mtime_ns else atime_ns,  # one object: many records are kept
+        mtime_ns,
+        mtime_ns if ctime_ns == mtime_ns else ctime_ns,
         nlink,
         length,
         rdev,

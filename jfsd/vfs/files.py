@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import NoReturn
 
 from jfsd.clock import monotonic_s
 from jfsd.types import (
@@ -53,11 +55,11 @@ class FileOps(LockOps):
             await self.writer.flush(ino)
         attr = None
         if changes.size is not None:
-            with by_number():
+            async with self._by_path(ino):
                 attr = await self._truncate(caller, ino, changes.size, fh is not None)
         rest = changes._replace(size=None)
         if attr is None or rest != SetAttr():
-            with by_number():
+            async with self._by_path(ino):
                 attr = await self.meta.setattr(
                     caller,
                     ino,
@@ -77,14 +79,19 @@ class FileOps(LockOps):
         Raises:
             OSError: ESTALE, EROFS, EPERM (immutable, append-only or trashed).
         """
-        with by_number():
-            attr, seen_s = await self.attr_at_open(ino)
-        self._check_open(attr, flags)
-        keep = self.same_contents(ino, attr)
-        if not keep:
-            self.reader.invalidate(ino)
-        handle = self.handles.open(ino, attr, flags, seen_s, caller.op)
-        return Opened(handle.fh, keep_cache=keep)
+        self.handles.begin_opening(ino)  # from here on a removal knows that it is open
+        try:
+            with by_number():
+                attr, seen_s = await self.attr_at_open(ino)
+            self._check_open(ino, attr, flags)
+            keep = self.same_contents(ino, attr)
+            if not keep:
+                self.reader.invalidate(ino)
+            handle = self.handles.open(ino, attr, flags, seen_s, caller.op)
+            return Opened(handle.fh, keep_cache=keep)
+        finally:
+            if self.handles.end_opening(ino):
+                await self.meta.release_sustained(ino)
 
     async def read(self, fh: int, off: int, size: int) -> ReadableBuffer:
         """Return up to `size` bytes from `off`; fewer only at the end of the file."""
@@ -208,14 +215,35 @@ class FileOps(LockOps):
 
     # -- shared ---------------------------------------------------------------------------
 
-    def _check_open(self, attr: Attr, flags: int) -> None:
+    def _check_open(self, ino: Ino, attr: Attr, flags: int) -> None:
         if flags & os.O_ACCMODE == os.O_RDONLY:
             return
         self.check_writable()
-        if attr.flags & FLAG_IMMUTABLE or attr.parent > TRASH_INO:
+        if attr.flags & FLAG_IMMUTABLE:
             fail(errno.EPERM)
+        if attr.parent > TRASH_INO and (ino in self.trashed or self.handles.find(ino) is None):
+            self._refuse_trashed(ino)
         if attr.flags & FLAG_APPEND and (not flags & os.O_APPEND or flags & os.O_TRUNC):
             fail(errno.EPERM)
+
+    def _refuse_trashed(self, ino: Ino) -> NoReturn:
+        """Fail a change of a file in the trash that is not open.
+
+        ESTALE if nobody has looked it up there: the name that was asked for is another
+        file's by now, or nobody's, and the kernel looks it up anew.
+        """
+        fail(errno.EPERM if ino in self.trashed else errno.ESTALE)
+
+    @asynccontextmanager
+    async def _by_path(self, ino: Ino) -> AsyncIterator[None]:
+        """Turn the errors of a node that the kernel named by an outdated name into ESTALE."""
+        try:
+            with by_number():
+                yield
+        except PermissionError as error:
+            if error.errno == errno.EPERM and (await self.attr_of(ino)).parent > TRASH_INO:
+                self._refuse_trashed(ino)
+            raise
 
     async def _truncate(self, caller: Caller, ino: Ino, size: int, by_handle: bool) -> Attr:
         if size > MAX_FILE_BYTES:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, KeysView
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterator, Set
+from dataclasses import dataclass
 from typing import Protocol
 
 from jfsd.types import Attr, Ino
 
 _ACCESS_MODE = os.O_ACCMODE
+
+NOBODY: Set[int] = frozenset()
+"""Shared by all that have no owner of locks: hundreds of thousands of files may be open."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +36,14 @@ class OpenInode:
     seen_s: float
     handles: int = 0
     sustained: bool = False
-    posix_owners: set[int] = field(default_factory=set)
+    posix_owners: Set[int] = NOBODY
+
+    def disown(self, owner: int) -> bool:
+        """Forget that `owner` may hold byte-range locks; return whether it might have."""
+        if owner not in self.posix_owners:
+            return False
+        self.posix_owners = self.posix_owners - {owner} or NOBODY
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +54,13 @@ class FileHandle:
     inode: OpenInode
     flags: int
     wrote: bool = False
-    posix_owners: set[int] = field(default_factory=set)
+    posix_owners: Set[int] = NOBODY
+
+    def own(self, owner: int) -> None:
+        """Note that `owner` may hold byte-range locks, through this handle."""
+        for holder in (self, self.inode):
+            if owner not in holder.posix_owners:
+                holder.posix_owners = holder.posix_owners | {owner}
 
     @property
     def ino(self) -> Ino:
@@ -93,6 +110,24 @@ class NoHandleJournal:
         """Do nothing."""
 
 
+class _OpenInos(Collection[Ino]):
+    """Inodes that are open or are being opened, at any moment."""
+
+    def __init__(self, inodes: Collection[Ino], opening: Collection[Ino]) -> None:
+        self._open = inodes
+        self._opening = opening
+
+    def __contains__(self, ino: object) -> bool:
+        return ino in self._open or ino in self._opening
+
+    def __iter__(self) -> Iterator[Ino]:
+        yield from self._open
+        yield from (ino for ino in self._opening if ino not in self._open)
+
+    def __len__(self) -> int:
+        return len(self._open) + sum(ino not in self._open for ino in self._opening)
+
+
 class Handles:
     """All open file handles, by number, by inode, and by the request that opened them.
 
@@ -104,6 +139,9 @@ class Handles:
         self._next = 1
         self._files: dict[int, FileHandle] = {}
         self._inodes: dict[Ino, OpenInode] = {}
+        self._opening: Counter[Ino] = Counter()
+        self._orphans: set[Ino] = set()
+        """Inodes whose last name went while they were being opened."""
         self._restored: dict[int, FileHandle] = {}
         """Handles of earlier processes by request: only these can be asked for again."""
 
@@ -139,6 +177,8 @@ class Handles:
         inode = self._inodes.get(ino)
         if inode is None:
             inode = self._inodes[ino] = OpenInode(ino, attr, now_s)
+            inode.sustained = ino in self._orphans
+            self._orphans.discard(ino)
         else:
             inode.attr, inode.seen_s = attr, now_s
         inode.handles += 1
@@ -173,6 +213,29 @@ class Handles:
         del self._inodes[inode.ino]
         return inode
 
-    def open_inos(self) -> KeysView[Ino]:
-        """Return the inodes that are open here, as a view that follows."""
-        return self._inodes.keys()
+    def open_inos(self) -> Collection[Ino]:
+        """Return the inodes that are open here or are being opened, as a view that follows."""
+        return _OpenInos(self._inodes, self._opening)
+
+    def begin_opening(self, ino: Ino) -> None:
+        """Count `ino` as open from before its record is read: a removal must know of it."""
+        self._opening[ino] += 1
+
+    def end_opening(self, ino: Ino) -> bool:
+        """Undo `begin_opening`; return whether `ino` is an orphan that nobody opened."""
+        self._opening[ino] -= 1
+        if self._opening[ino]:
+            return False
+        del self._opening[ino]
+        orphan = ino in self._orphans
+        self._orphans.discard(ino)
+        return orphan
+
+    def sustain(self, ino: Ino) -> bool:
+        """Note that `ino` lost its last name; return whether it is open, or being opened."""
+        inode = self._inodes.get(ino)
+        if inode is not None:
+            inode.sustained = True
+        elif ino in self._opening:
+            self._orphans.add(ino)
+        return inode is not None or ino in self._opening

@@ -84,8 +84,7 @@ class LockOps(Core):
         if lock_type != fcntl.F_UNLCK:
             self.check_writable()  # before the owner counts as one: its close must not fail
             self.handles.journal.locking(fh, owner)
-            handle.posix_owners.add(owner)
-            handle.inode.posix_owners.add(owner)
+            handle.own(owner)
         await self._acquire(handle.ino, attempt, blocking and lock_type != fcntl.F_UNLCK)
         if lock_type != fcntl.F_WRLCK:
             self._wake(handle.ino)
@@ -116,9 +115,8 @@ class LockOps(Core):
 
     async def _drop_posix(self, handle: FileHandle, owner: int) -> None:
         """Drop all byte-range locks of a closing owner, without asking if it had none."""
-        if owner not in handle.inode.posix_owners:
+        if not handle.inode.disown(owner):
             return
-        handle.inode.posix_owners.discard(owner)
         self.handles.journal.unlocked(handle.fh, owner)
         await self.meta.setlk(Caller(0, 0), handle.ino, owner, LockType.UNLOCK, 0, END_OF_FILE, 0)
         self._wake(handle.ino)

@@ -70,7 +70,10 @@ class NameOps(Core):
         check_name(name)
         if parent == ROOT_INO and name == TRASH_NAME and self.options.root == ROOT_INO:
             return Node(TRASH_INO, await self.meta.getattr(TRASH_INO))
-        return await self._node(*await self.meta.lookup(self.volume_ino(parent), name))
+        ino, attr = await self.meta.lookup(self.volume_ino(parent), name)
+        if parent >= TRASH_INO:
+            self.note_trashed(ino)
+        return await self._node(ino, attr)
 
     async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Node:
         """Create a file of any type but directory and symlink; `mode` is a full st_mode."""
@@ -274,13 +277,11 @@ class NameOps(Core):
 
     async def _removed(self, ino: Ino, sustained: bool, freed: bool) -> None:
         """Keep a file that lost its last name until its last handle here is closed."""
-        inode = self.handles.find(ino)
+        self._closed.pop(ino, None)
         if freed:
             self.writer.discard(ino)
-        elif sustained and inode is None:
+        elif sustained and not self.handles.sustain(ino):
             await self.meta.release_sustained(ino)
-        elif sustained and inode is not None:
-            inode.sustained = True
 
 
 def _rest(ahead: list[DirEntry], cookie: int) -> list[DirEntry]:
