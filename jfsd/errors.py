@@ -43,6 +43,21 @@ class ExitCode(IntEnum):
     """Some options of a configuration that was read again did not take effect."""
 
 
+FINAL = frozenset(
+    (
+        ExitCode.USAGE,
+        ExitCode.VOLUME_MISSING,
+        ExitCode.VOLUME_CONFLICT,
+        ExitCode.VOLUME_UNSUPPORTED,
+        ExitCode.STORE_REFUSED,
+        ExitCode.MOUNTPOINT_UNUSABLE,
+        ExitCode.ALREADY_MOUNTED,
+        ExitCode.NO_PRIVILEGE,
+    )
+)
+"""Refusals that somebody has to mend: to try again by itself is of no use."""
+
+
 class JfsdError(Exception):
     """Base of all errors that end a command with one line on stderr."""
 

@@ -10,12 +10,15 @@ import difflib
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import cast
 
 import click
 
-from jfsd.errors import ExitCode, JfsdError, RefusedError
+from jfsd.errors import FINAL, ExitCode, JfsdError, RefusedError
+from jfsd.systemd.fdstore import promised
+from jfsd.systemd.unit import under_systemd
 
 VERBS = {
     "format": "Create a volume, or change what may change of it.",
@@ -33,6 +36,9 @@ VERBS = {
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that the signal ends."""
+
+POSTPONE_S = 2.0
+"""How long a server that refuses a live mount lets pass before the next one tries."""
 
 _MENDS = {
     ExitCode.STORE_UNREACHABLE: "start the store, or mend the address of the bucket",
@@ -109,6 +115,12 @@ def jfsd(log_level: str | None) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; an error is one line on stderr."""
     arguments = list(sys.argv[1:] if args is None else args)
+    has_live_mount = "state" in promised() and under_systemd()
+    code = _run(arguments)
+    return _postpone(code) if has_live_mount and code in FINAL else code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         result = jfsd.main(arguments, prog_name="jfsd", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -129,6 +141,20 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 (the top: nothing may reach a person as a traceback)
         return _unforeseen(error)
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _postpone(code: int) -> int:
+    """Let the service manager try again, for what it keeps is lost once it gives up.
+
+    Programs wait meanwhile, and go on when somebody has mended what this process refused.
+    """
+    from jfsd.systemd.notify import Notifier  # noqa: PLC0415
+
+    Notifier.from_environ().status(
+        f"the live mount cannot be served (exit code {code}, the log says why); tries again"
+    )
+    time.sleep(POSTPONE_S)
+    return int(ExitCode.FAILURE)
 
 
 def _report(line: str, code: int) -> int:

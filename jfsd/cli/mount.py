@@ -20,7 +20,6 @@ from jfsd.config.source import Source
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.systemd.fdstore import promised
 
-CAP_SYS_ADMIN = 21
 FUSE_CONF = Path("/etc/fuse.conf")
 
 EPILOG = """\b
@@ -110,10 +109,11 @@ def _arguments(source: Source) -> list[str]:
 
 def _check_place(mountpoint: str, settings: MountSettings) -> str:
     """Return the resolved mount point, before anything is connected or changed."""
+    from jfsd.daemon.takeover import FUSE, INIT  # noqa: PLC0415
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
     place = mounting.resolve(mountpoint)
-    if "fuse" in promised():
+    if not {FUSE, INIT}.isdisjoint(promised()):
         return place  # a live mount is handed to us: nobody serves it, so nobody may look at it
     mounting.check_mountpoint(place, nonempty=settings.fuse.nonempty)
     _check_privilege(place, settings)
@@ -127,20 +127,10 @@ def _check_privilege(place: str, settings: MountSettings) -> None:
     if os.geteuid() != 0:
         text = FUSE_CONF.read_text(encoding="utf-8") if FUSE_CONF.exists() else ""
         check_allow_other(settings.fuse, os.geteuid(), text)
-    if not _may_mount():
+    if not mounting.may_mount():
         raise RefusedError(
             ExitCode.NO_PRIVILEGE,
             place,
             "may not be mounted on without the capability CAP_SYS_ADMIN",
             "run as root, in a container with that capability",
         )
-
-
-def _may_mount() -> bool:
-    """Return whether the kernel will let this process call mount(2)."""
-    for line in (
-        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
-    return True

@@ -246,6 +246,11 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
         help="Directory of the volume to mount as the root.",
     ),
     Flag(
+        "stop-wait", "stop_wait_s", Kind.SECONDS, "10s", high="1h", group=FUSE,
+        help="How long a stop waits for open files; then the mount is detached, and a service"
+        " serves them for as long again.",
+    ),
+    Flag(
         "enable-xattr", "enable_xattr", Kind.SWITCH, "true", change=Change.FIXED, group=FUSE,
         help="Extended attributes; always on if the volume has ACLs.",
     ),

@@ -22,6 +22,9 @@ from jfsd.config.credentials import with_credentials
 from jfsd.errors import ExitCode, RefusedError
 
 DIRECTORY_VARIABLE = "JFSD_RUNTIME_DIR"
+SERVICE_DIRECTORY = Path("/run/jfs")
+"""Where the servers of jfs@.service, which are not root, have their records."""
+
 PASSWORD_VARIABLES = (
     "REDIS_PASSWORD",
     "META_PASSWORD",
@@ -131,6 +134,12 @@ def place_of(mountpoint: str, suffix: str) -> Path:
     return runtime_directory() / (name + suffix)
 
 
+def found_at(mountpoint: str, suffix: str) -> Path:
+    """Return the path of a file of whoever serves the mount: a service's, or one of this user's."""
+    place = place_of(mountpoint, suffix)
+    return max(place, SERVICE_DIRECTORY / place.name, key=_changed_ns)
+
+
 def make_directory() -> None:
     """Have the directory of the records, private to this user.
 
@@ -161,6 +170,13 @@ def register(record: MountRecord) -> Path:
     return path
 
 
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def unregister(mountpoint: str, pid: int) -> None:
     """Remove the record of the mount point if it is the one of process `pid`.
 
@@ -173,7 +189,7 @@ def unregister(mountpoint: str, pid: int) -> None:
 
 def find(mountpoint: str) -> MountRecord | None:
     """Return the record of what is mounted there; None if it is not ours or not readable."""
-    path = place_of(mountpoint, RECORD)
+    path = found_at(mountpoint, RECORD)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
             return _record(json.load(file))

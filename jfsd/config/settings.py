@@ -29,6 +29,7 @@ class MountSettings:
     fuse_options: tuple[str, ...] = ()
     read_only: bool = False
     subdir: str = ""
+    stop_wait_s: float = 10.0
     enable_xattr: bool = True
     heartbeat_s: float = 12.0
     no_bgjob: bool = False

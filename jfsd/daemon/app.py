@@ -41,7 +41,7 @@ from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
 from jfsd.daemon.state import LAYOUT, Header, State
-from jfsd.daemon.stop import Stopper, cut_off
+from jfsd.daemon.stop import Leaver, Stopper, cut_off
 from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
@@ -49,6 +49,7 @@ from jfsd.daemon.takeover import (
     FUSE,
     REQUESTS,
     STATE,
+    Fresh,
     Takeover,
     check_same_mount,
     fixed_options,
@@ -127,6 +128,9 @@ class _Server:
         self._notifier = Notifier.from_environ()
         self._control = Control(mountpoint)
         self._takeover: Takeover | None = None
+        self._fresh: Fresh | None = None
+        self._may_mount = mounting.may_mount()
+        self._left_open = False
         self._standby: Standby | None = None
         self._record: MountRecord | None = None
         self._fenced = False
@@ -142,7 +146,11 @@ class _Server:
     async def run(self) -> int:
         """Start, serve, end."""
         self._standby = Standby.from_environ()
-        self._takeover = take_over(self._notifier)
+        found = take_over(self._notifier)
+        if isinstance(found, Fresh):
+            self._fresh = found
+        else:
+            self._takeover = found
         self._on_early_signals()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_early_hangup)
         async with AsyncExitStack() as stack:
@@ -195,7 +203,7 @@ class _Server:
         failure = self._failure or self._cut_off
         if failure is not None:
             raise failure
-        return ExitCode.OK
+        return self._verdict()
 
     # -- start --------------------------------------------------------------------------------
 
@@ -323,6 +331,10 @@ class _Server:
         if self._takeover:
             header = state.header
             return Mounted(self._mountpoint, header.device, self._takeover.fuse_fd, header.init_in)
+        if self._fresh:
+            fresh = self._fresh
+            state.change(init_in=fresh.init_in, device=fresh.device)
+            return Mounted(fresh.mountpoint, fresh.device, fresh.fuse_fd, fresh.init_in)
         settings = self._settings
         options = replace(
             settings.fuse, read_only=settings.read_only, allow_other=settings.allow_other
@@ -385,12 +397,12 @@ class _Server:
             ),
             journal=journal,
         )
-        stopper = Stopper(self._mountpoint, kernel)
         vfs.meta.ack_source = native.take_answered
         kept = [Kept(STATE, state.fd), Kept(ARENA, path.arena.fd), Kept(FUSE, mounted.fd)]
         if journal is not None:  # before the descriptor that it belongs to
             kept.insert(0, Kept(REQUESTS, journal.fd))
         handover = Handover(kernel, vfs, state, self._complete_record)
+        stopper = self._stopper(stack, mounted, kernel, handover, path)
         succession = Succession(handover, self._notifier, lambda: kept)
         self._on_signals(stopper, handover, succession)
         self._control.on("upgrade", upgrading(succession, state))
@@ -485,7 +497,9 @@ class _Server:
             watchdog_s=WATCHDOG_S,
         )
 
-    def _on_signals(self, stopper: Stopper, handover: Handover, succession: Succession) -> None:
+    def _on_signals(
+        self, stopper: Stopper | Leaver, handover: Handover, succession: Succession
+    ) -> None:
         def stop() -> None:
             self._life.enter(Phase.STOPPING)
             self._notifier.stopping()
@@ -497,7 +511,7 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 
-    async def _beat(self, session: MetaSession, stopper: Stopper, kernel: Session) -> None:
+    async def _beat(self, session: MetaSession, stopper: Stopper | Leaver, kernel: Session) -> None:
         """Keep the session alive.
 
         A volume that is gone, or another, ends the mount; a newer server of this mount
@@ -557,14 +571,50 @@ class _Server:
     def _detach(self, mounted: Mounted) -> None:
         """Leave no dead mount behind when serving failed; one that is handed on stays."""
         entry = mounting.find(self._mountpoint)
-        if entry is not None and entry.device == mounted.device and not self._goes_on:
+        if not self._may_mount or self._goes_on:
+            return
+        if entry is not None and entry.device == mounted.device:
             with suppress(RefusedError):
                 mounting.umount(self._mountpoint, lazy=True)
 
     def _unpark(self) -> None:
         """Take the descriptors back from the keeper: the mount is gone."""
-        if not self._goes_on:
+        if not self._goes_on and not (self._fresh and self._life.phase is Phase.STARTING):
             unpark(self._notifier)
+
+    def _stopper(
+        self,
+        stack: AsyncExitStack,
+        mounted: Mounted,
+        kernel: Session,
+        handover: Handover,
+        path: DataPath,
+    ) -> Stopper | Leaver:
+        """Return what ends the mount, or only this server, when somebody asks for it."""
+        patience_s = self._settings.stop_wait_s
+        if self._may_mount:
+            return Stopper(self._mountpoint, kernel, patience_s)
+        leaver = Leaver(
+            mounted,
+            kernel,
+            patience_s,
+            flush=path.writer.flush_all,
+            leave=handover.request,
+            notifier=self._notifier,
+        )
+        stack.callback(self._note_left_open, leaver)
+        return leaver
+
+    def _note_left_open(self, stopper: Leaver) -> None:
+        self._left_open = stopper.cut_off
+
+    def _verdict(self) -> int:
+        """Return what a service manager should know: see docs/SERVICE.md."""
+        if self._may_mount or self._goes_on:
+            return ExitCode.OK
+        if self._left_open:
+            return ExitCode.BUSY
+        return ExitCode.NOT_MOUNTED
 
     async def _close_session(self, meta: Meta, session: MetaSession) -> None:
         """Leave nothing of the mount in Redis, unless another server goes on with it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jfsd.config.settings import MountSettings
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import HolderClient
 from jfsd.daemon.holder_place import HeldError, HolderError, Place
+from jfsd.daemon.program import module_command
 from jfsd.daemon.state import read_header
 from jfsd.daemon.takeover import STATE, check_same_mount
 from jfsd.errors import ExitCode, RefusedError
@@ -52,7 +52,7 @@ class Background:
         if self.password:
             words = [word.replace(f":{self.password}@", "@", 1) for word in words]
             env["REDIS_PASSWORD"] = unquote(self.password)
-        return [sys.executable, "-P", "-m", "jfsd", "mount", *self.arguments, *words], env
+        return [*module_command("jfsd"), "mount", *self.arguments, *words], env
 
 
 @dataclass(frozen=True, slots=True)

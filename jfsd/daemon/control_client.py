@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from jfsd.config.runtime import CONTROL, place_of
+from jfsd.config.runtime import CONTROL, found_at
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 
 Json: TypeAlias = dict[str, Any]
@@ -73,7 +73,7 @@ def ask(
         NoServerError: There was none in this time.
         JfsdError: The server refuses; with its exit code.
     """
-    path = place_of(mountpoint, CONTROL)
+    path = found_at(mountpoint, CONTROL)
     deadline_s = time.monotonic() + patience_s
     losses = 0
     while True:

@@ -32,6 +32,7 @@ from jfsd.daemon.holder_keeper import Keeper, Terms
 from jfsd.daemon.holder_log import LogFile
 from jfsd.daemon.holder_place import HeldError, HolderError, Place
 from jfsd.daemon.holder_wire import Json
+from jfsd.daemon.program import module_command
 from jfsd.errors import ExitCode, JfsdError
 from jfsd.fuse import mount as mounting
 
@@ -111,7 +112,7 @@ def start_holder(
     try:
         os.write(spec_fd, _dump(spec))
         launcher = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-P", "-m", __name__, f"--spec={spec_fd}", f"--report={writer}"],
+            [*module_command(__name__), f"--spec={spec_fd}", f"--report={writer}"],
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,

@@ -20,6 +20,7 @@ from jfsd.daemon.holder_child import Command
 from jfsd.daemon.holder_link import HOLDER_VARIABLE, HolderClient
 from jfsd.daemon.holder_place import HolderError
 from jfsd.daemon.holder_successor import Successor
+from jfsd.daemon.program import module_command
 
 if TYPE_CHECKING:
     from jfsd.daemon.handover import Handover
@@ -31,18 +32,13 @@ log = logging.getLogger(__name__)
 UPGRADE_SIGNAL = signal.SIGUSR1
 UPGRADE = "upgrade"
 
-PROGRAM_VARIABLE = "JFSD_PROGRAM"
-"""The program that starts the installed version, if it is not the one that runs."""
-
 WARM_PATIENCE_S = 60.0
 """How long a successor may take until it is ready to take over."""
 
 
 def own_command() -> Command:
     """Return what starts this program again, in the version that is installed by then."""
-    program = os.environ.get(PROGRAM_VARIABLE)
-    first = (program,) if program else (sys.executable, "-P", "-m", "jfsd")
-    return Command((*first, *sys.argv[1:]), dict(os.environ))
+    return Command((*module_command("jfsd"), *sys.argv[1:]), dict(os.environ))
 
 
 class Succession:

@@ -7,7 +7,9 @@ wrote and the store does not have. All three or none: half a mount is never serv
 
 from __future__ import annotations
 
+import json
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,9 @@ from jfsd.systemd.notify import Notifier
 FUSE, STATE, ARENA = NAMES = ("fuse", "state", "arena")
 REQUESTS = "requests"
 """Parked, too, on kernels before 6.9: see jfsd.fuse.inflight."""
+
+INIT = "init"
+"""Beside `fuse`: what a mount that nobody has served yet begins with, or why there is none."""
 
 POISON = 3
 """Deaths of servers in the handler of one request after which it is answered with EIO."""
@@ -55,15 +60,47 @@ class Takeover:
         self.poisoned = _accuse(self.state)
 
 
-def take_over(notifier: Notifier) -> Takeover | None:
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A mount that was made for this process by somebody who may: nobody has served it yet."""
+
+    fuse_fd: int
+    device: str
+    mountpoint: str
+    init_in: bytes
+
+    def write(self) -> int:
+        """Return a memory file that says all this but the descriptor."""
+        return _write(
+            {
+                "device": self.device,
+                "mountpoint": self.mountpoint,
+                "init_in": b64encode(self.init_in).decode(),
+            }
+        )
+
+
+def write_refusal(error: RefusedError) -> int:
+    """Return a memory file that says why no mount was made."""
+    return _write({"refused": [int(error.exit_code), error.value, error.rule, error.mend]})
+
+
+def take_over(notifier: Notifier) -> Takeover | Fresh | None:
     """Return the mount that was handed to this process, or None if it shall make one.
 
     Memory without a mount belongs to one that is gone: it is dropped, here and there.
 
     Raises:
         StateError: The mount cannot be served with what is there; it is left as it is.
+        RefusedError: Whoever was to make the mount could not.
     """
     found = received()
+    note = found.pop(INIT, [])
+    if note and not all(found.get(name) for name in NAMES):
+        return _fresh(found, note[-1])
+    for fd in note:  # its server had parked everything, but was gone before it could say so
+        notifier.remove(INIT)
+        os.close(fd)
     if not found.get(FUSE):
         for name, fds in found.items():
             notifier.remove(name)
@@ -119,12 +156,42 @@ def park(notifier: Notifier, kept: Iterable[Kept]) -> None:
     """
     for name, fd in kept:
         notifier.store(name, fd)
+    notifier.remove(INIT)
 
 
 def unpark(notifier: Notifier) -> None:
     """Take the descriptors back: the mount is gone."""
-    for name in (*NAMES, REQUESTS):
+    for name in (INIT, *NAMES, REQUESTS):
         notifier.remove(name)
+
+
+def _fresh(found: dict[str, list[int]], note: int) -> Fresh:
+    """Return the mount that `note` tells about; what else there is, is half a state.
+
+    Raises:
+        RefusedError: There is none, for the reason that is given.
+    """
+    text = os.pread(note, os.fstat(note).st_size, 0)
+    told: dict[str, Any] = json.loads(text)
+    if refused := told.get("refused"):
+        code, value, rule, mend = refused
+        raise RefusedError(ExitCode(code), value, rule, mend)
+    for fd in (note, *(fd for name, fds in found.items() if name != FUSE for fd in fds)):
+        os.close(fd)
+    if len(found.get(FUSE, ())) != 1:
+        raise StateError(f"comes with {len(found.get(FUSE, ()))} descriptors named {FUSE}")
+    return Fresh(
+        found[FUSE][0],
+        told["device"],
+        told["mountpoint"],
+        b64decode(told["init_in"], validate=True),
+    )
+
+
+def _write(told: dict[str, Any]) -> int:
+    fd = os.memfd_create("jfsd-init", os.MFD_CLOEXEC)
+    os.write(fd, json.dumps(told).encode(errors="surrogateescape"))
+    return fd
 
 
 def _accuse(state: State) -> frozenset[int]:

@@ -26,6 +26,8 @@ MAX_READ_BYTES = 1 << 20
 DEVICE = Path("/dev/fuse")
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_STATUS = Path("/proc/self/status")
+_CAP_SYS_ADMIN = 21
 _INIT_BYTES = 8192
 _PROBE_S = 2.0
 _MAX_LINKS = 40
@@ -176,6 +178,14 @@ def open_device(device: Path = DEVICE) -> int:
             f"cannot be opened ({error.strerror})",
             "load the kernel's fuse module (modprobe fuse), or pass the device into the container",
         ) from error
+
+
+def may_mount() -> bool:
+    """Return whether the kernel will let this process call mount(2)."""
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return True
 
 
 def is_dead(place: str) -> bool:

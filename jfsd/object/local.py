@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import pwd
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -138,7 +139,7 @@ class LocalStore:
         if code in _FULL:
             return StoreFullError(f"{text}; free some there")
         if code in _REFUSED:
-            return StoreRefusedError(f"{text}; let this user read and write it")
+            return StoreRefusedError(f"{text}; {self._mend()}")
         return StoreError(text, retryable=code not in _LASTING)
 
     def _check(self) -> None:
@@ -148,4 +149,15 @@ class LocalStore:
         if not os.path.isdir(directory):  # noqa: PTH112
             raise StoreRefusedError(f"{self}: it is not a directory; name one")
         if not os.access(directory, os.R_OK | os.X_OK):
-            raise StoreRefusedError(f"{self}: it may not be read; let this user read and write it")
+            raise StoreRefusedError(f"{self}: it may not be read; {self._mend()}")
+
+    def _mend(self) -> str:
+        """Return what lets this user have the directory."""
+        return f"let this user have it: chown -R {_user()} {self._tree.directory}"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
