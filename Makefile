@@ -17,7 +17,7 @@ ARGS   ?=
 SETUP_SOURCES := pyproject.toml constraints.txt $(wildcard setup.py jfsd/fuse/*.c jfsd/fuse/*.h)
 STAMP := $(VENV)/.stamp
 
-.PHONY: help run test test-unit test-component test-fs test-interop check fmt bench setup packages clean
+.PHONY: help run test test-unit test-component test-fs test-interop test-system deb check fmt bench setup packages clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,12 @@ test-fs: setup ## Run the tests on real mounts
 
 test-interop: setup ## Run the tests together with the reference client
 	$(PYTEST) tests/interop $(ARGS)
+
+test-system: setup ## Run the tests on a real systemd, in a container
+	$(PYTEST) tests/system $(ARGS)
+
+deb: setup ## Build the Debian package into dist/
+	@packaging/build-deb
 
 bench: setup ## Compare with the reference on this machine; prints ratios
 	@$(BIN)/python tests/bench/run.py $(ARGS)

@@ -92,7 +92,7 @@ def children(pid: int) -> list[int]:
     """Return the direct children of `pid`, zombies included."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     found: list[int] = []
     for task in tasks:

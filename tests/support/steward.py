@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from support import mounts
+from support import cgroups, mounts
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -146,6 +146,7 @@ class Steward:
                 except ProcessLookupError:
                     continue
             time.sleep(0.02)
+        cgroups.remove(Path(self.root).name)
         if not mounts.below(self.root):
             shutil.rmtree(self.root, ignore_errors=True)
 
