@@ -12,6 +12,7 @@ from jfsd.chunk.compress import DamagedDataError, open_codec
 from jfsd.chunk.layout import block_count, block_length, block_path
 from jfsd.chunk.pool import BlockPool
 from jfsd.chunk.tasks import TaskSet
+from jfsd.metrics import CACHE
 from jfsd.object.base import ObjectDamagedError, ObjectStore
 from jfsd.types import ReadableBuffer
 
@@ -137,7 +138,10 @@ class BlockStore:
             return memoryview(block)[off : off + length]
         if self._cache is None:
             return None
-        return self._cache.get_now(self._path(slice_id, size, index), off, length)
+        data = self._cache.get_now(self._path(slice_id, size, index), off, length)
+        if data is not None:
+            CACHE.hit(length)
+        return data
 
     async def read(
         self,
@@ -198,9 +202,11 @@ class BlockStore:
         if self._cache is not None:
             data = await self._cache.get(path, off, length)
             if data is not None:
+                CACHE.hit(length)
                 return data
         if not self._ranged or (off == 0 and self._cache is not None):
             return None
+        CACHE.miss(length)
         async with self._downloads:
             part = await self._store.get(self._prefix + path, off, length)
         if len(part) != length:
@@ -273,11 +279,14 @@ class BlockStore:
         if self._cache is not None:
             cached = await self._cache.get(path, 0, length)
             if cached is not None:
+                CACHE.hit(length)
                 return cached
+        CACHE.miss(length)
         async with self._downloads:
             stored = await self._store.get(self._prefix + path)
         block = await self._decode(path, stored, length)
         if self._cache is not None:
+            CACHE.write(length)
             self._cache.put(path, block)
         return block
 
@@ -312,6 +321,7 @@ class BlockStore:
                 )
         await self._store.put(self._prefix + path, body)
         if self._cache is not None and len(block) < self.block_size:
+            CACHE.write(len(block))
             self._cache.put(path, bytes(block))
         self._churned(len(block))
 

@@ -10,6 +10,7 @@ from jfsd.clock import monotonic_s
 from jfsd.daemon.state import FileRecord, State
 from jfsd.types import Ino, NodeType
 from jfsd.vfs.dirs import blank_attr
+from jfsd.vfs.virtual import FIRST_VIRTUAL_INO
 
 if TYPE_CHECKING:
     from jfsd.meta.client import Meta
@@ -91,6 +92,8 @@ async def restore_handles(state: State, vfs: Vfs, meta: Meta) -> int:
             now_s,
         )
         handle.inode.sustained = record.ino in sustained
+        if record.ino >= FIRST_VIRTUAL_INO:
+            vfs.adopt_view(handle)
     for fh, owner in state.locks():
         try:
             handle = vfs.handles.get(fh)

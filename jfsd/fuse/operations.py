@@ -16,12 +16,17 @@ import stat
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from jfsd.clock import monotonic_s
 from jfsd.fuse import abi, native
+from jfsd.fuse.methods import answered
 from jfsd.fuse.native import pyfuse3
 from jfsd.fuse.payloads import Payloads
+from jfsd.metrics import READ_SIZES, REQUEST_ERRORS, REQUESTS, WRITE_SIZES
 from jfsd.types import MAX_NAME_BYTES, NOW_NS, Attr, Caller, Ino, NodeType, ReadableBuffer
+from jfsd.vfs.accesslog import AccessLog
 from jfsd.vfs.dirs import Node
 from jfsd.vfs.ports import Opened, SetAttr
+from jfsd.vfs.virtual import ACCESS_LOG_INO
 
 if TYPE_CHECKING:
     from jfsd.vfs.vfs import Vfs
@@ -55,19 +60,34 @@ def replying(handler: Handler[P, T]) -> Handler[P, T]:
 
     @functools.wraps(handler)
     async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        current, began_s, failure = native.current(), monotonic_s(), 0
+        result: T | None = None
         try:
             if self._mark is None:
-                return await handler(self, *args, **kwargs)
-            op = native.current()[0]
-            self._refuse_poison(op, args)
-            return await _Marked(handler(self, *args, **kwargs), op, self._mark)
+                result = await handler(self, *args, **kwargs)
+            else:
+                self._refuse_poison(current[0], args)
+                result = await _Marked(handler(self, *args, **kwargs), current[0], self._mark)
         except OSError as error:
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
-        except pyfuse3.FUSEError:
+            failure = error.errno or errno.EIO
+            raise pyfuse3.FUSEError(failure) from None
+        except pyfuse3.FUSEError as error:
+            failure = error.errno
             raise
         except Exception:
+            failure = errno.EIO
             log.exception("Bug in %s%r", handler.__name__, args)
-            raise pyfuse3.FUSEError(errno.EIO) from None
+            raise pyfuse3.FUSEError(failure) from None
+        else:
+            return result
+        finally:
+            if current[2] != ACCESS_LOG_INO:  # its readers wait for what others do
+                took_s = monotonic_s() - began_s
+                REQUESTS[current[1]].observe(took_s)
+                if failure:
+                    REQUEST_ERRORS[failure] += 1
+                if self._access.listeners:
+                    self._access.tell(answered(current, args, result, failure, took_s))
 
     return guarded
 
@@ -90,6 +110,7 @@ class Operations(pyfuse3.Operations):
         mark: Callable[[int], None] | None = None,
         poisoned: Collection[int] = (),
         payloads: Payloads | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         """Serve `vfs`.
 
@@ -99,7 +120,9 @@ class Operations(pyfuse3.Operations):
             mark: Told the request whose handler runs, and 0 when it waits or has ended.
             poisoned: Requests to answer with EIO, because they killed servers before.
             payloads: Counts the memory of writes that wait.
+            access: Told each request when it is answered.
         """
+        self._access = access or AccessLog()
         self.enable_acl = acls
         self._payloads = payloads
         self._mark = mark
@@ -288,7 +311,9 @@ class Operations(pyfuse3.Operations):
     ) -> ReadableBuffer:
         """Return bytes of a file; also answers GETLK and LSEEK, which come with no size."""
         if size:
-            return await self._vfs.read(fh, off, size)
+            data = await self._vfs.read(fh, off, size)
+            READ_SIZES.observe(len(data))
+            return data
         if native.opcode() == abi.LSEEK:
             return abi.lseek_reply(await self._vfs.lseek(*abi.lseek_request(native.body())))
         return await self._getlk()
@@ -300,6 +325,7 @@ class Operations(pyfuse3.Operations):
             request = abi.copy_request(native.body())
             return await self._vfs.copy_file_range(_native_writer(), *request)
         payload = native.payload()
+        WRITE_SIZES.observe(len(payload))
         if self._payloads is None:
             return await self._vfs.write(fh, off, payload)
         cost = self._payloads.take(len(payload))

@@ -224,6 +224,7 @@ class Session:
             mark=suspicion.mark if suspicion else None,
             poisoned=suspicion.poisoned if suspicion else (),
             payloads=payloads,
+            access=getattr(self._vfs, "access", None),
         )
         pyfuse3.init(operations, f"/dev/fd/{self._fd}", set())
         if not native.attached():

@@ -16,10 +16,12 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from jfsd.clock import monotonic_s
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.meta.dial import DialError, find_master, open_wire
 from jfsd.meta.url import Kind
 from jfsd.meta.wire import ReplyError, Request, Wire, pack
+from jfsd.metrics import META
 
 if TYPE_CHECKING:
     from jfsd.meta.url import MetaUrl
@@ -142,12 +144,16 @@ class Connection:
             ReplyError: EIO or ENOSPC; the server refused the command.
             MetaUnavailableError: EIO; no answer until the deadline.
         """
+        began_s = monotonic_s()
         try:
             return await self.submit(*args)
         except ReplyError as error:
             if error.code not in _ELSEWHERE and error.code not in _LATER:
                 raise
             return await self._call_later(args, error)
+        finally:
+            what = args[1] if args[0] == "EVALSHA" else args[0]
+            META[what].observe(monotonic_s() - began_s)
 
     async def _call_later(self, args: tuple[Argument, ...], error: ReplyError) -> Reply:
         deadline_s = self._loop.time() + self.deadline_s

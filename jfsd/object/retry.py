@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from jfsd.clock import monotonic_s
-from jfsd.object.base import ObjectInfo, ObjectStore, StoreError
+from jfsd.metrics import OBJECT_BYTES, OBJECT_ERRORS, OBJECTS
+from jfsd.object.base import ObjectInfo, ObjectMissingError, ObjectStore, StoreError
 from jfsd.types import ReadableBuffer
 
 log = logging.getLogger(__name__)
@@ -106,11 +107,13 @@ class RetryingStore:
         """Return if the bucket exists and may be read; gives up after a few seconds."""
         timeout_s = min(self.policy.get_timeout_s, _CHECK_TIMEOUT_S)
         quick = RetryPolicy(_CHECK_POLICY_RETRIES, 0.0, timeout_s, timeout_s)
-        await self._call("check", self.inner.check, quick, quick.get_timeout_s)
+        await self._call("CHECK", self.inner.check, quick, quick.get_timeout_s)
 
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes of the object."""
-        return await self._read(f"GET {key}", lambda: self.inner.get(key, offset, length))
+        data = await self._read(f"GET {key}", lambda: self.inner.get(key, offset, length))
+        OBJECT_BYTES["GET"] += len(data)
+        return data
 
     async def put(self, key: str, body: ReadableBuffer) -> None:
         """Store the object; repeating is harmless, since it is the same object."""
@@ -120,6 +123,7 @@ class RetryingStore:
             self.policy,
             self.policy.put_timeout_s,
         )
+        OBJECT_BYTES["PUT"] += len(body)
 
     async def delete(self, key: str) -> None:
         """Remove the object."""
@@ -207,9 +211,18 @@ class RetryingStore:
 
     async def _timed(self, what: str, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         """Await one attempt, at most `timeout_s` seconds."""
+        method, began_s = what.partition(" ")[0], monotonic_s()
         try:
             async with asyncio.timeout(timeout_s):
                 return await attempt()
         except TimeoutError as error:
+            OBJECT_ERRORS[method] += 1
             text = f"{self._name}: {what}: no answer in {timeout_s:g} s"
             raise StoreError(text) from error
+        except ObjectMissingError:
+            raise  # an answer like any other
+        except StoreError:
+            OBJECT_ERRORS[method] += 1
+            raise
+        finally:
+            OBJECTS[method].observe(monotonic_s() - began_s)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from jfsd.vfs.files import FileOps
-from jfsd.vfs.names import NameOps
-from jfsd.vfs.xattrs import XattrOps
+from jfsd.vfs.virtual import VirtualOps
 
 if TYPE_CHECKING:
     from jfsd.chunk.reader import Reader
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from jfsd.vfs.ports import Options
 
 
-class Vfs(NameOps, FileOps, XattrOps):
+class Vfs(VirtualOps):
     """One mounted file system. Operations are named as in FUSE and raise OSError.
 
     All methods run in one event loop and may run concurrently; what two of them must

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from support.chunk_fakes import FakeMeta, Stack
 
 from jfsd.chunk.cache import DiskCache
+from jfsd.metrics import CACHE
 from jfsd.object.encrypt import EncryptedStore
 from jfsd.object.envelope import Envelope
 from jfsd.object.local import LocalStore
@@ -132,3 +133,20 @@ async def test_memory_stays_inside_the_buffer(tmp_path, bucket):
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         assert after - before < limit + 80 * MIB
         await asyncio.sleep(0)
+
+
+@pytest.mark.promise(20)
+async def test_the_cache_counts_what_it_had_and_what_not(tmp_path, bucket):
+    meta, data = FakeMeta(), os.urandom(4 << 16)
+    options = {"store": bucket, "meta": meta, "block_size": 1 << 16, "limit": 4 * MIB}
+    async with Stack(**options) as stack:
+        await stack.writer.write(1, 0, data)
+        await stack.writer.flush(1)
+    seen = []
+    for _ in range(2):
+        before = CACHE.hits, CACHE.hit_bytes, CACHE.misses, CACHE.miss_bytes, CACHE.write_bytes
+        async with Stack(**options, cache=disk_cache(tmp_path)) as stack:
+            assert await stack.read(1, 0, len(data)) == data
+        after = CACHE.hits, CACHE.hit_bytes, CACHE.misses, CACHE.miss_bytes, CACHE.write_bytes
+        seen.append(tuple(b - a for a, b in zip(before, after, strict=True)))
+    assert seen == [(0, 0, 4, 4 << 16, 4 << 16), (4, 4 << 16, 0, 0, 0)]

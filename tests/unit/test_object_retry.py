@@ -8,6 +8,7 @@ import logging
 import pytest
 from support.chunk_fakes import FakeStore
 
+from jfsd.metrics import OBJECT_BYTES, OBJECT_ERRORS, OBJECTS
 from jfsd.object import retry
 from jfsd.object.base import ObjectMissingError, StoreError, StoreFullError, StoreRefusedError
 from jfsd.object.retry import RetryingStore, RetryPolicy, delay_s
@@ -184,3 +185,19 @@ def test_delays_grow_to_a_bound_and_are_spread():
     late = [delay_s(n) for n in range(10, 200)]
     assert max(late) <= 5
     assert min(late) < 1 < 4 < max(late)
+
+
+@pytest.mark.promise(20)
+async def test_every_attempt_is_counted_by_method(clock):
+    before = dict(OBJECT_ERRORS), {key: OBJECTS[key].count for key in ("GET", "PUT", "DELETE")}
+    moved = OBJECT_BYTES["GET"], OBJECT_BYTES["PUT"]
+    store = RetryingStore(Moody(*down(2)), RetryPolicy(10, 0))
+    await store.put("k", b"12345")
+    assert await store.get("k", 0, 3) == b"123"
+    with pytest.raises(ObjectMissingError):
+        await store.get("missing")
+    assert OBJECT_ERRORS["PUT"] == before[0].get("PUT", 0) + 2
+    assert OBJECT_ERRORS["GET"] == before[0].get("GET", 0)
+    assert OBJECTS["PUT"].count == before[1]["PUT"] + 3
+    assert OBJECTS["GET"].count == before[1]["GET"] + 2
+    assert (OBJECT_BYTES["GET"], OBJECT_BYTES["PUT"]) == (moved[0] + 3, moved[1] + 5)
