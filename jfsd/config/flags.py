@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from jfsd.config import units
+from jfsd.config.address import DEFAULT
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.log import LEVELS
 
@@ -366,6 +367,12 @@ MOUNT_FLAGS: tuple[Flag, ...] = (
         "free-space-ratio", "free_space_ratio", Kind.RATIO, "0.1", low="0", high="1",
         change=Change.LIVE, group=CACHE,
         help="Part of the cache's file system that is left free.",
+    ),
+    Flag(
+        "metrics", "metrics", Kind.TEXT, DEFAULT, change=Change.LIVE, group=OTHER,
+        mend="give a port of the loopback such as 127.0.0.1:9567, unix:/PATH, or off",
+        help="Where metrics can be read as Prometheus text: a loopback address, unix:/PATH, or"
+        " off. The default takes any free port if this one is not.",
     ),
     Flag(
         "log-level", "log_level", Kind.CHOICE, "info", choices=LEVELS, change=Change.LIVE,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from jfsd.config.address import DEFAULT, parse_address
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Flag, Value
 from jfsd.config.fuseopts import FuseOptions, parse_fuse_options
 from jfsd.errors import ExitCode, RefusedError
@@ -56,6 +57,7 @@ class MountSettings:
     cache_dirs: tuple[str, ...] = ("/var/cache/jfsd",)
     cache_size_bytes: int = 100 << 30
     free_space_ratio: float = 0.1
+    metrics: str = DEFAULT
     log_level: str = "info"
     no_syslog: bool = False
 
@@ -70,6 +72,7 @@ class MountSettings:
         object.__setattr__(self, "subdir", _clean_subdir(self.subdir))
         _check_cache_dirs(self.cache_dirs)
         _check_backup(self.backup_meta_s)
+        _check_metrics(self.metrics)
 
     def value(self, flag: Flag) -> Value:
         """Return the value of an option."""
@@ -195,3 +198,10 @@ def _check_backup(interval_s: float) -> None:
             "the mount does not back up metadata",
             "give 0 or leave it out, and run `juicefs dump` from a timer",
         )
+
+
+def _check_metrics(address: str) -> None:
+    try:
+        parse_address(address)
+    except ValueError as error:
+        raise BY_NAME["metrics"].refusal(address, str(error)) from None

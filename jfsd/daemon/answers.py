@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jfsd.daemon.state import State
     from jfsd.daemon.store import VolumeStore
     from jfsd.daemon.succession import Succession
+    from jfsd.daemon.watching import Watching
     from jfsd.systemd.notify import Notifier
     from jfsd.vfs.vfs import Vfs
 
@@ -40,6 +41,7 @@ class Answers:
     path: DataPath
     store: VolumeStore
     notifier: Notifier
+    watching: Watching
     started_s: float = field(default_factory=monotonic_s)
 
     def listen(self, control: Control) -> None:
@@ -74,6 +76,7 @@ class Answers:
             "BufferBytes": budget.limit,
             "CacheUsedBytes": path.blocks.cached_bytes,
             "CacheBytes": settings.cache_size_bytes,
+            "Metrics": self.watching.exporter.address,
             "Events": header.events,
         }
         return {"mount": mount}

@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import signal
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -40,6 +41,7 @@ from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
 from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
+from jfsd.daemon.report import RESENT, Report
 from jfsd.daemon.state import LAYOUT, Header, State
 from jfsd.daemon.stop import Leaver, Stopper, cut_off
 from jfsd.daemon.store import VolumeStore
@@ -58,6 +60,7 @@ from jfsd.daemon.takeover import (
     unpark,
 )
 from jfsd.daemon.timing import MAX_EVENTS, Event, Timing, line
+from jfsd.daemon.watching import Watching
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.fuse import inflight, native
 from jfsd.fuse import mount as mounting
@@ -189,8 +192,17 @@ class _Server:
             path.on_commit = vfs.committed
             jobs.trees.open_inos = vfs.handles.open_inos
             stack.push_async_callback(self._control.close)
+            watching = self._watching(stack, volume, state, vfs, path)
             Answers(
-                volume, lambda: self._settings, self._life, state, vfs, path, store, self._notifier
+                volume,
+                lambda: self._settings,
+                self._life,
+                state,
+                vfs,
+                path,
+                store,
+                self._notifier,
+                watching,
             ).listen(self._control)
             stack.push_async_callback(self._flush, path)
             await self._restore(state, vfs, path)
@@ -198,7 +210,7 @@ class _Server:
             patience.cancel()
             switch = JobSwitch(jobs, session, allowed=not self._settings.read_only)
             stack.push_async_callback(switch.set, False)
-            await self._serve(stack, vfs, volume, session, switch, state, path, store)
+            await self._serve(stack, vfs, volume, session, switch, state, path, store, watching)
         self._life.enter(Phase.ENDED)
         failure = self._failure or self._cut_off
         if failure is not None:
@@ -378,6 +390,7 @@ class _Server:
         state: State,
         path: DataPath,
         store: VolumeStore,
+        watching: Watching,
     ) -> None:
         settings = self._settings
         self._register(volume)
@@ -407,7 +420,13 @@ class _Server:
         self._on_signals(stopper, handover, succession)
         self._control.on("upgrade", upgrading(succession, state))
         tuner = Tuner(
-            vfs=vfs, path=path, store=store, session=session, jobs=jobs, device=mounted.device
+            vfs=vfs,
+            path=path,
+            store=store,
+            session=session,
+            jobs=jobs,
+            device=mounted.device,
+            exporter=watching.exporter,
         )
         reload = self._reloader(tuner, f"serving {volume.name}")
         stack.push_async_callback(reload.close)
@@ -423,7 +442,7 @@ class _Server:
             push()
             self._notifier.ready(f"serving {volume.name}")
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
-            self._control.start()
+            self._listen(watching, kernel)
             log.info(
                 "%s is ready at %s (generation %d%s)",
                 volume.name,
@@ -455,6 +474,21 @@ class _Server:
                 with suppress(asyncio.CancelledError, Exception):
                     await task
 
+    def _watching(
+        self, stack: AsyncExitStack, volume: Volume, state: State, vfs: Vfs, path: DataPath
+    ) -> Watching:
+        """Return what tells how the mount is; it serves metrics once it is started."""
+        report = Report(volume, lambda: self._settings, state, vfs, path)
+        watching = Watching(report, inherits=self._takeover is not None)
+        watching.listen(self._control)
+        stack.push_async_callback(watching.close)
+        return watching
+
+    def _listen(self, watching: Watching, kernel: Session) -> None:
+        """Be there for commands, and for whoever watches the mount."""
+        self._control.start()
+        watching.start(kernel)
+
     def _tell_start(self, kernel: Session, state: State) -> None:
         """Keep the record of this start, and log it once it is known who was answered when."""
         event = self._timing.event(
@@ -464,11 +498,14 @@ class _Server:
         )
         event["generation"] = state.header.generation
         before = state.header.events[1 - MAX_EVENTS :]
-        state.change(events=[*before, event])
+        totals = Counter(state.header.totals)
+        totals[event["kind"]] += 1
+        state.change(events=[*before, event], totals=dict(totals))
 
         def complete() -> None:
             told = _with_answers(event, kernel, self._timing)
-            state.change(events=[*before, told])
+            totals[RESENT] += kernel.resent
+            state.change(events=[*before, told], totals=dict(totals))
             log.info("event %s", line(told), extra={"jfsd_event": told})
             self._untold = None
 

@@ -24,6 +24,7 @@ from jfsd.fuse import mount as mounting
 
 if TYPE_CHECKING:
     from jfsd.daemon.datapath import DataPath
+    from jfsd.daemon.exporter import Exporter
     from jfsd.daemon.jobs import JobSwitch
     from jfsd.daemon.store import VolumeStore
     from jfsd.meta.session import Session
@@ -109,6 +110,7 @@ class Tuner:
         session: Session,
         jobs: JobSwitch,
         device: str,
+        exporter: Exporter,
     ) -> None:
         self._vfs = vfs
         self._path = path
@@ -116,6 +118,7 @@ class Tuner:
         self._session = session
         self._jobs = jobs
         self._device = device
+        self._exporter = exporter
         self.steps: tuple[Step, ...] = (
             Step(("log-level",), self._log_level),
             Step(("no-syslog", "backup-meta"), self._nothing),
@@ -132,6 +135,7 @@ class Tuner:
                 ),
                 self._limits,
             ),
+            Step(("metrics",), self._metrics),
             Step(("cache-dir", "cache-size", "free-space-ratio"), self._cache),
             Step(
                 (
@@ -189,6 +193,9 @@ class Tuner:
         self._path.reader.io_retries = new.io_retries
         self._path.writer.set_max_uploads(new.max_uploads)
         self._path.blocks.set_max_downloads(new.max_downloads)
+
+    async def _metrics(self, _: MountSettings, new: MountSettings) -> None:
+        await self._exporter.move(new.metrics)
 
     async def _cache(self, old: MountSettings, new: MountSettings) -> None:
         await self._path.set_cache(old, new)

@@ -81,6 +81,10 @@ class Header:
     """Mount options that the kernel fixed at mount time, as they were given."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """The last hand-overs with their phases in milliseconds."""
+    totals: dict[str, int] = field(default_factory=dict)
+    """How many servers of each kind of start there were, and requests that came again."""
+    metrics: str = ""
+    """Where the last server found a place for its metrics, if it was to look for one."""
     leaving: dict[str, Any] = field(default_factory=dict)
     """What the server that sealed the state says of its end: kind, time, phases."""
     more: dict[str, Any] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def test_an_empty_file_says_nothing_but_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", MOUNT_FLAGS, ids=lambda flag: flag.key)
 def test_every_option_can_be_set_by_its_long_name(flag, tmp_path: Path) -> None:
     text = {Kind.WORDS: "noatime,noexec", Kind.PATHS: "/a:/b"}.get(flag.kind, flag.default)
-    if flag.kind is Kind.TEXT:
+    if flag.kind is Kind.TEXT and not flag.default:
         text = "/file" if flag.name.endswith("-file") else "word"
     path = written(tmp_path, f'meta = "redis://h"\n{flag.key} = {json.dumps(text)}\n')
     assert read_config(path).values == {flag.name: flag.parse(text)}

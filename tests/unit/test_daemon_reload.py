@@ -232,7 +232,7 @@ async def test_a_report_can_be_json(bench: Bench) -> None:
 
 
 def test_every_live_option_has_one_step_and_no_other_has() -> None:
-    none = dict.fromkeys(("vfs", "path", "store", "session", "jobs"))
+    none = dict.fromkeys(("vfs", "path", "store", "session", "jobs", "exporter"))
     steps = Tuner(**none, device="0:1").steps
     named = [name for step in steps for name in step.names]
     live = [flag.name for flag in MOUNT_FLAGS if flag.change is Change.LIVE]
