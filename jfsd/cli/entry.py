@@ -28,6 +28,8 @@ VERBS = {
     "reload": "Have a server read its configuration again.",
     "status": "Show a volume's setting, sessions and usage, and a mount, as JSON.",
     "state": "Show what the next server of a mount would know, as JSON.",
+    "stats": "Show how busy a mount is, line by line.",
+    "profile": "Show what programs ask of a mount, and how long it takes.",
     "info": "Show what files are made of: inode, chunks, slices, objects.",
     "upgrade": "Let the installed version take a served mount over.",
     "version": "Show the versions of jfsd and what it runs on.",
