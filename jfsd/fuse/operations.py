@@ -200,7 +200,9 @@ class Operations(pyfuse3.Operations):
     @replying
     async def getattr(self, inode: Ino, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return a node's attributes."""
-        return self._attributes(inode, await self._vfs.getattr(_reader(ctx), inode))
+        attributes = self._attributes(inode, await self._vfs.getattr(_reader(ctx), inode))
+        attributes.attr_timeout = self._vfs.attr_valid_s(inode)
+        return attributes
 
     @replying
     async def setattr(

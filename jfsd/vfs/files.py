@@ -70,6 +70,7 @@ class FileOps(LockOps):
                     mtime_ns=rest.mtime_ns,
                     through_handle=self.handles.find(ino) is not None,
                 )
+            self.note_touched(ino, None)
             self._keep_pages(ino, attr)
         return await self.shown(ino, attr)
 

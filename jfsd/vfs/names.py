@@ -32,6 +32,9 @@ from jfsd.vfs.ports import Opened
 _BATCH = 256
 """Entries whose attributes are fetched together."""
 
+_EXCHANGE = 2
+"""Flag of renameat2(2)."""
+
 _DIRECTORY_HANDLE = 1 << 63
 """Set in handles of directories; the other bits are the inode."""
 
@@ -150,6 +153,7 @@ class NameOps(Core):
             fail(errno.ENOTEMPTY)
         self._check_removable(parent, name)
         ino, attr = await self.meta.rmdir(caller, self.volume_ino(parent), name)
+        self.note_touched(ino, None)
         if attr is not None:
             self.note_removed(ino, attr)
 
@@ -174,7 +178,12 @@ class NameOps(Core):
             flags,
             self.handles.open_inos(),
         )
+        if flags & _EXCHANGE:
+            self._touched.clear()
+        else:
+            self.note_touched(result.ino, None)
         if result.replaced is not None:
+            self.note_touched(result.replaced, None)
             await self._removed(result.replaced, result.sustained, result.freed is not None)
 
     async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Node:

@@ -70,6 +70,9 @@ class MemoryVfs:
         if self.state and Path(self.state).exists():
             self.__dict__.update(pickle.loads(Path(self.state).read_bytes()))
 
+    def attr_valid_s(self, _ino: int) -> float:
+        return self.attr_timeout_s
+
     def log(self, **fields):
         if self.options.get("log"):
             with Path(self.options["log"]).open("a") as out:
