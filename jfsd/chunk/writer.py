@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 
 from jfsd import clock
 from jfsd.chunk.arena import PAGE_BYTES, SLOT_COST_BYTES, Arena
@@ -208,6 +208,11 @@ class Writer:
         if file is None or not file.pending:
             return None
         return file.end, file.touched_ns
+
+    @property
+    def dirty_inos(self) -> KeysView[Ino]:
+        """All files of which `dirty` may return something, as a view that follows."""
+        return self._files.keys()
 
     @property
     def dirty_files(self) -> list[Ino]:

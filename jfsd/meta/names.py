@@ -422,14 +422,30 @@ class Names(Engine):
             if cursor == b"0":
                 return
 
-    async def getattrs(self, inos: Sequence[Ino]) -> list[Attr | None]:
-        """Return attributes of many nodes; None where the record is missing."""
-        result: list[Attr | None] = []
+    async def scan(self, ino: Ino) -> AsyncIterator[list[bytes]]:
+        """Yield names and raw entries of a directory in turn; a name may come twice.
+
+        What is added or removed meanwhile may or may not be there; all else is.
+        """
+        key, cursor = self.keys.directory(ino), b"0"
+        while True:
+            cursor, pairs = await self.connection.call("HSCAN", key, cursor, "COUNT", READDIR_COUNT)
+            yield pairs
+            if cursor == b"0":
+                return
+
+    async def records(self, inos: Sequence[Ino]) -> list[bytes | None]:
+        """Return the raw attribute records of many nodes; None where one is missing."""
+        result: list[bytes | None] = []
         for start in range(0, len(inos), ATTR_BATCH):
             keys = [self.keys.attr(ino) for ino in inos[start : start + ATTR_BATCH]]
-            records = await self.connection.call("MGET", *keys)
-            result += [codec.decode_attr(r) if r is not None else None for r in records]
+            result += await self.connection.call("MGET", *keys)
         return result
+
+    async def getattrs(self, inos: Sequence[Ino]) -> list[Attr | None]:
+        """Return attributes of many nodes; None where the record is missing."""
+        records = await self.records(inos)
+        return [codec.decode_attr(r) if r is not None else None for r in records]
 
     async def readlink(self, ino: Ino) -> bytes:
         """Return the target of a symlink; it never changes.

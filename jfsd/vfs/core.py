@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -131,6 +131,10 @@ class Core:
             self._closed[ino] = attr, monotonic_s()
         pending = self.writer.dirty(ino)
         return attr if pending is None else dirty_attr(attr, *pending)
+
+    def own_inos(self) -> tuple[Collection[Ino], ...]:
+        """Return the nodes of which `current` may know other attributes than the metadata."""
+        return self.handles.open_inos(), self._closed.keys(), self.writer.dirty_inos
 
     async def fresh(self, inode: OpenInode) -> Attr:
         """Return attributes of an open inode from the metadata."""
