@@ -132,7 +132,11 @@ class FileOps(LockOps):
 
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: ARG002
         """Return when every byte written to the file is in the store and committed."""
-        await self._flush(self.handles.get(fh))
+        handle = self.handles.get(fh)
+        try:
+            await self.writer.sync(handle.inode.ino)
+        except OSError as error:
+            raise _as_ebadf(error) from error
 
     async def release(self, caller: Caller, fh: int, flock_owner: int | None) -> None:
         """Forget the handle; free the file's space if it was unlinked and this was the last."""
@@ -199,9 +203,9 @@ class FileOps(LockOps):
         if flags:
             fail(errno.EINVAL)
         source, target = self.handles.get(fh_in), self.handles.get(fh_out)
-        for handle in (source, target):
-            if self.writer.dirty(handle.ino) is not None:
-                await self._flush(handle)
+        await self.fsync(fh_in, datasync=True)  # the target's fsync knows its own slices only
+        if self.writer.dirty(target.ino) is not None:
+            await self._flush(target)
         length = min(length, (1 << 32) - CHUNK_SIZE)  # the reply has 32 bits
         copied, attr = await self.meta.copy_file_range(
             caller, source.ino, off_in, target.ino, off_out, length
