@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -81,12 +82,18 @@ class FileOps(LockOps):
             OSError: ESTALE, EROFS, EPERM (immutable, append-only or trashed).
         """
         self.handles.begin_opening(ino)  # from here on a removal knows that it is open
+        ahead = flags & os.O_ACCMODE != os.O_WRONLY and not self.reader.knows(ino)
         try:
             with by_number():
-                attr, seen_s = await self.attr_at_open(ino)
+                if ahead and not self.options.open_cache_s:  # both in one round trip
+                    (attr, seen_s), _ = await asyncio.gather(
+                        self.attr_at_open(ino), self.reader.look_ahead(ino)
+                    )
+                else:
+                    attr, seen_s = await self.attr_at_open(ino)
             self._check_open(ino, attr, flags)
             keep = self.same_contents(ino, attr)
-            if not keep:
+            if not keep and not ahead:
                 self.reader.invalidate(ino)
             handle = self.handles.open(ino, attr, flags, seen_s, caller.op)
             return Opened(handle.fh, keep_cache=keep)

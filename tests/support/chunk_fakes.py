@@ -132,7 +132,7 @@ class FakeMeta:
         self.next_id += 1
         return self.next_id - 1
 
-    async def read_slices(self, ino, index):
+    async def read_slices(self, ino, index, *, known=False):
         self.reads += 1
         await self._pause()
         found = list(self.lists.get((ino, index), ()))
