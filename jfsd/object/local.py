@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _LIST_BATCH = 1000
 _INLINE_BYTES = 1 << 17
-"""Parts up to this size are read on the loop if the page cache has them."""
+"""Up to this size objects and parts are read on the loop if the page cache has them."""
 
 _SETTLE_TOGETHER, _SETTLERS = 8, 8
 """Files that one thread syncs, unless more than so many threads would be needed."""
@@ -68,6 +68,10 @@ class LocalStore:
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes of the object."""
         path = self._path(key)
+        if length is None and offset == 0:
+            data = self._open.read_whole_now(path, _INLINE_BYTES)
+            if data is not None:
+                return data
         if length is None or length > _INLINE_BYTES:
             return await self._run(f"GET {key}", partial(self._tree.read, path, offset, length))
         data = self._open.read_now(path, offset, length)
