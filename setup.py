@@ -1,4 +1,4 @@
-"""Builds the native completion of pyfuse3; everything else is in pyproject.toml."""
+"""Builds the native parts; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ setup(
             sources=["jfsd/fuse/_native.c"],
             extra_compile_args=[*pkg_config("--cflags"), "-std=gnu11", "-O2", "-Wall", "-Wextra"],
             extra_link_args=pkg_config("--libs"),
-        )
+        ),
+        Extension(
+            "jfsd.vfs._listing",
+            sources=["jfsd/vfs/_listing.c"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+        ),
     ]
 )

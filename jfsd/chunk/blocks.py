@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from jfsd.chunk.budget import Budget
@@ -302,10 +302,13 @@ class BlockStore:
 
     # -- writing
 
-    async def write(self, slice_id: int, index: int, block: ReadableBuffer) -> None:
-        """Return when the block is durable; a block that is not full is cached too.
+    async def write(
+        self, slice_id: int, index: int, block: ReadableBuffer, *, durable: bool = True
+    ) -> None:
+        """Return when the block is stored; a block that is not full is cached too.
 
-        Repeating it is harmless. `block` must not change before this returns.
+        If not `durable`, a power cut before `settle` may lose it. Repeating it is harmless.
+        `block` must not change before this returns.
 
         Raises:
             StoreError: The store failed; the object is whole or not there.
@@ -319,11 +322,26 @@ class BlockStore:
                 body = await asyncio.get_running_loop().run_in_executor(
                     self._threads, self._codec.encode, block
                 )
-        await self._store.put(self._prefix + path, body)
+        await self._store.put(self._prefix + path, body, durable=durable)
         if self._cache is not None and len(block) < self.block_size:
             CACHE.write(len(block))
             self._cache.put(path, bytes(block))
         self._churned(len(block))
+
+    async def settle(self, slices: Iterable[tuple[int, int]] | None) -> None:
+        """Return when all blocks of slices (id, size) are durable; None: of all slices.
+
+        Raises:
+            StoreError: Some may not be.
+        """
+        keys = None
+        if slices is not None:
+            keys = [
+                self._prefix + self._path(slice_id, size, index)
+                for slice_id, size in slices
+                for index in range(block_count(size, self.block_size))
+            ]
+        await self._store.settle(keys)
 
     async def delete_slice(self, slice_id: int, size: int) -> None:
         """Remove all objects of a slice and their copies; missing ones are no error.

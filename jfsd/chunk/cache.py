@@ -27,6 +27,8 @@ from jfsd.types import ReadableBuffer
 log = logging.getLogger(__name__)
 
 _MAX_OPEN = 64
+_GATHER_S = 0.05
+_OPENED_NOW_BYTES = 1 << 17
 _MAX_QUEUED_BYTES = 32 << 20
 _MAX_ITEMS = 200_000
 _RETRY_AFTER_S = 60.0
@@ -199,12 +201,24 @@ class _Directory:
             self.fail(error)
         return None
 
+    def open_now(self, path: str) -> CachedBlock:
+        """Return the open file of a block without waiting for the disk.
+
+        Raises:
+            OSError: BlockingIOError, it takes a wait; FileNotFoundError.
+            DamagedFileError: It is of no use.
+        """
+        if not self.up:
+            raise FileNotFoundError
+        checksum = self._checksum
+        return CachedBlock(f"{self.raw}/{path}", path_length(path), checksum=checksum, wait=False)
+
     def store(self, path: str, block: ReadableBuffer) -> None:
         """Write a block, then drop others if there are too many."""
         if not self.up or not self._has_space(len(block)):
             return
         try:
-            size = write_block(self.raw / path, block, checksum=self._checksum)
+            size = write_block(f"{self.raw}/{path}", block, checksum=self._checksum)
         except OSError as error:
             self.fail(error)
             return
@@ -325,6 +339,8 @@ class DiskCache:
         self._readers = ThreadPoolExecutor(4, "cache-read")
         self._worker = ThreadPoolExecutor(1, "cache-write")
         self._open: OrderedDict[str, CachedBlock] = OrderedDict()
+        self._queue: dict[str, ReadableBuffer] = {}
+        self._fresh: list[tuple[str, ReadableBuffer]] = []
         self._queued_bytes = 0
         self._scans: asyncio.Task[None] | None = None
         self._nowait = True
@@ -357,18 +373,25 @@ class DiskCache:
         if self._scans is not None:
             self._scans.cancel()
             await asyncio.wait([self._scans])
+        self._write_queue()
         await asyncio.to_thread(self._worker.shutdown)
         await asyncio.to_thread(self._readers.shutdown)
         self._open.clear()
 
     def get_now(self, path: str, off: int, length: int) -> ReadableBuffer | None:
-        """Return bytes of a block that is open and whose pages are in memory."""
+        """Return bytes of a block that waits to be written, or whose file is in memory."""
+        queued = self._queue.get(path)
+        if queued is not None:
+            return memoryview(queued)[off : off + length]
         block = self._open.get(path)
-        if block is None or not self._nowait:
+        if not self._nowait or (block is None and length > _OPENED_NOW_BYTES):
             return None
         try:
+            if block is None:
+                block = self._directory(path).open_now(path)
             data = block.read(off, length, wait=False)
-        except BlockingIOError:
+            self._keep_open(path, block, length)
+        except (BlockingIOError, FileNotFoundError, NotADirectoryError):
             return None
         except DamagedFileError:
             self.remove(path)
@@ -376,7 +399,6 @@ class DiskCache:
         except OSError:
             self._nowait = False
             return None
-        self._open.move_to_end(path)
         return data
 
     async def get(self, path: str, off: int, length: int) -> ReadableBuffer | None:
@@ -388,14 +410,19 @@ class DiskCache:
         block, data = await asyncio.get_running_loop().run_in_executor(
             self._readers, self._read, directory, opened, path, off, length
         )
-        if block is not None and length < block.length:
+        if block is not None:
+            self._keep_open(path, block, length)
+        else:
+            self._open.pop(path, None)
+        return data
+
+    def _keep_open(self, path: str, block: CachedBlock, length: int) -> None:
+        """Keep the file of a block open if only a part of it was read."""
+        if length < block.length or path in self._open:
             self._open[path] = block
             self._open.move_to_end(path)
             if len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)
-        elif block is None:
-            self._open.pop(path, None)
-        return data
 
     def put(self, path: str, block: ReadableBuffer) -> None:
         """Queue a block for writing, unless the disk is down or does not keep up."""
@@ -410,14 +437,28 @@ class DiskCache:
                 return
             self._budget.pin(size)
         self._queued_bytes += size
-        future = asyncio.get_running_loop().run_in_executor(
-            self._worker, directory.store, path, block
-        )
-        future.add_done_callback(lambda _: self._stored(size))
+        self._queue[path] = block
+        if not self._fresh:
+            # A little later: programs wait for what comes next, nobody for this.
+            asyncio.get_running_loop().call_later(_GATHER_S, self._write_queue)
+        self._fresh.append((path, block))
+
+    def _write_queue(self) -> None:
+        """Let the thread write what is queued; until then blocks are read from the queue."""
+        batch, self._fresh = self._fresh, []
+        if batch:
+            future = asyncio.get_running_loop().run_in_executor(self._worker, self._store, batch)
+            future.add_done_callback(lambda _: self._stored(batch))
+
+    def _store(self, batch: list[tuple[str, ReadableBuffer]]) -> None:
+        for path, block in batch:
+            if self._queue.get(path) is block:
+                self._directory(path).store(path, block)
 
     def remove(self, path: str) -> None:
         """Forget a block and delete its file in the background."""
         self._open.pop(path, None)
+        self._queue.pop(path, None)
         self._worker.submit(self._directory(path).delete, path)
 
     @staticmethod
@@ -439,7 +480,11 @@ class DiskCache:
         directory.used(path)
         return block, data
 
-    def _stored(self, size: int) -> None:
+    def _stored(self, batch: list[tuple[str, ReadableBuffer]]) -> None:
+        for path, block in batch:
+            if self._queue.get(path) is block:
+                del self._queue[path]
+        size = sum(len(block) for _, block in batch)
         self._queued_bytes -= size
         if self._budget is not None:
             self._budget.repay(size)

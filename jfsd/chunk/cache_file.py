@@ -11,6 +11,7 @@ from pathlib import Path
 
 import crc32c
 
+from jfsd.object.nowait import open_cached
 from jfsd.types import ReadableBuffer
 
 UNIT_BYTES = 32768
@@ -31,7 +32,7 @@ def trailer(block: ReadableBuffer) -> bytes:
     )
 
 
-def write_block(path: Path, block: ReadableBuffer, *, checksum: bool, mode: int = 0o600) -> int:
+def write_block(path: str, block: ReadableBuffer, *, checksum: bool, mode: int = 0o600) -> int:
     """Create or replace the file of a block; readers see all of it or nothing.
 
     Returns:
@@ -40,12 +41,12 @@ def write_block(path: Path, block: ReadableBuffer, *, checksum: bool, mode: int 
     Raises:
         OSError: It could not be written; nothing is left behind.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{next(_serial)}.tmp")
+    temporary = f"{path}.{os.getpid()}-{next(_serial)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         fd = os.open(temporary, flags, mode)
     except FileNotFoundError:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(temporary, flags, mode)
     try:
         parts = [memoryview(block), memoryview(trailer(block) if checksum else b"")]
@@ -53,12 +54,12 @@ def write_block(path: Path, block: ReadableBuffer, *, checksum: bool, mode: int 
         _check_written(os.writev(fd, parts), size)
         os.close(fd)
         fd = -1
-        temporary.replace(path)
+        os.rename(temporary, path)  # noqa: PTH104 - paths are plain strings here
     except BaseException:
         if fd >= 0:
             os.close(fd)
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)  # noqa: PTH108
         raise
     return size
 
@@ -73,23 +74,26 @@ class CachedBlock:
 
     __slots__ = ("_crcs", "_fd", "length")
 
-    def __init__(self, path: str, length: int, *, checksum: bool) -> None:
+    def __init__(self, path: str, length: int, *, checksum: bool, wait: bool = True) -> None:
         """Open the file of a block of `length` bytes.
 
         A file without checksums is accepted; one whose size fits neither form is not.
 
         Raises:
             FileNotFoundError: There is none.
+            BlockingIOError: `wait` is False, and the disk would be needed.
             DamagedFileError: Its size is wrong.
         """
         self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if wait else open_cached(path)
         self.length = length
         extra = os.fstat(self._fd).st_size - length
         units = (length + UNIT_BYTES - 1) // UNIT_BYTES
         if extra not in {0, units * _CRC.size}:
             raise DamagedFileError(f"{path}: {extra} bytes more than the block")
-        raw = os.pread(self._fd, extra, length) if extra and checksum else b""
+        raw = bytearray(extra if checksum else 0)
+        if raw and os.preadv(self._fd, [raw], length, 0 if wait else os.RWF_NOWAIT) != extra:
+            raise DamagedFileError(f"{path}: its end cannot be read")
         self._crcs = [crc for (crc,) in _CRC.iter_unpack(raw)] if len(raw) == extra else []
 
     def __del__(self) -> None:

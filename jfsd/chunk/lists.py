@@ -48,8 +48,14 @@ class SliceLists:
         chunks = self._views.get(ino)
         return None if chunks is None else chunks.get(index)
 
-    async def get(self, ino: Ino, index: int) -> View:
+    def knows(self, ino: Ino) -> bool:
+        """Return whether the view of any chunk of a file is known or being read."""
+        return ino in self._views or any(key[0] == ino for key in self._fetches)
+
+    async def get(self, ino: Ino, index: int, *, known: bool = False) -> View:
         """Return the view of a chunk; readers that ask at the same time share one request.
+
+        `known`: the file is known to be there.
 
         Raises:
             OSError: As `ChunkMeta.read_slices`.
@@ -61,26 +67,26 @@ class SliceLists:
                 return view
             fetch = self._fetches.get((ino, index))
             if fetch is None:
-                fetched = await self._fetch(ino, index)
+                fetched = await self._fetch(ino, index, known=known)
                 if fetched is not None:
                     return fetched
             else:
                 await asyncio.wait([fetch.future])
 
-    async def _fetch(self, ino: Ino, index: int) -> View | None:
+    async def _fetch(self, ino: Ino, index: int, *, known: bool) -> View | None:
         """Read the list; None if it must be read again."""
         fetch = _Fetch(asyncio.get_running_loop().create_future())
         self._fetches[ino, index] = fetch
         try:
-            records = await self._meta.read_slices(ino, index)
+            records = await self._meta.read_slices(ino, index, known=known)
         finally:
             if self._fetches.get((ino, index)) is fetch:
                 del self._fetches[ino, index]
             fetch.future.cancel()
         if fetch.stale:
             return None
-        known = {record.id for record in records}
-        records.extend(record for record in fetch.missed if record.id not in known)
+        read = {record.id for record in records}
+        records.extend(record for record in fetch.missed if record.id not in read)
         view = View(records)
         self._keep(ino, index, view)
         return view

@@ -18,8 +18,10 @@ class ChunkMeta(Protocol):
     async def new_slice_id(self) -> int:
         """Return an id that no client has used (from a batch; usually no round trip)."""
 
-    async def read_slices(self, ino: Ino, index: int) -> list[Slice]:
+    async def read_slices(self, ino: Ino, index: int, *, known: bool = False) -> list[Slice]:
         """Return the records of a chunk in commit order; empty means zeros.
+
+        Of a file that is `known` to be there, an empty list is taken as it is.
 
         Raises:
             OSError: ENOENT (no such file), EPERM (not a file), EIO (damaged list).

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from jfsd.chunk.blocks import BlockStore
@@ -125,6 +126,15 @@ class Reader:
             out[at : at + part] = await self._read_chunk(ino, index, pos, part, whole)
             at += part
         return out
+
+    def knows(self, ino: Ino) -> bool:
+        """Return whether anything of a file's slice lists is known."""
+        return self._lists.knows(ino)
+
+    async def look_ahead(self, ino: Ino) -> None:
+        """Read the slice list of a file that is being opened, for the read that will follow."""
+        with suppress(OSError):  # that read will tell
+            await self._lists.get(ino, 0, known=True)
 
     def invalidate(self, ino: Ino) -> None:
         """Forget the slice lists of a file that another client, or a truncate, has changed."""

@@ -16,7 +16,8 @@ from jfsd.chunk.tasks import TaskSet
 class Uploader:
     """Two queues of blocks and up to `max_uploads` tasks that store them.
 
-    A block's slot is freed when its object is durable. A block whose upload failed keeps
+    A block's slot is freed when its object is stored; whether it outlives a power cut is the
+    business of `chunk/settler.py`. A block whose upload failed keeps
     its slot and stands in its slice's `stalled` until it is sent again. Blocks of a dropped
     slice are freed instead of stored.
     """
@@ -115,7 +116,7 @@ class Uploader:
         if not pending.id:
             await self._name(pending)
         view = self._arena.view(pending.slots[block], 0, length)
-        await self._blocks.write(pending.id, block, view)
+        await self._blocks.write(pending.id, block, view, durable=False)
 
     async def _name(self, pending: PendingSlice) -> None:
         async with self._naming:

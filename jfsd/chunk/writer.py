@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 
 from jfsd import clock
 from jfsd.chunk.arena import PAGE_BYTES, SLOT_COST_BYTES, Arena
@@ -24,6 +24,7 @@ from jfsd.chunk.pending import (
     SliceRecord,
 )
 from jfsd.chunk.ports import ChunkMeta, SliceCommit
+from jfsd.chunk.settler import Settler
 from jfsd.chunk.slicing import Slicer
 from jfsd.chunk.tasks import TaskSet
 from jfsd.chunk.uploader import Uploader
@@ -118,16 +119,19 @@ class Writer:
             on_refused=self._refused,
             on_failed=self._commit_failed,
         )
+        self._settler = Settler(blocks.settle)
         self._tasks = TaskSet("writer")
         self._budget.on_pressure = self._relieve
 
     def start(self) -> None:
         """Begin to flush slices by age."""
         self._tasks.start(self._tick())
+        self._settler.start()
 
     async def close(self) -> None:
         """End all work; nothing is flushed: what is pending stays in the arena."""
         await self._tasks.close()
+        await self._settler.close()
         await self._committer.close()
         await self._uploader.close()
 
@@ -173,6 +177,15 @@ class Writer:
                 await self._wait(file)
         self._raise_refusal(ino)
 
+    async def sync(self, ino: Ino) -> None:
+        """Return when all that was accepted for `ino` is committed and outlives a power cut.
+
+        Raises:
+            OSError: It does not; see the class for what became of the data.
+        """
+        await self.flush(ino)
+        await self._settler.sync(ino)
+
     def push(self, ino: Ino) -> None:
         """Send all that was accepted for `ino` on its way, without waiting for it.
 
@@ -186,13 +199,14 @@ class Writer:
             self._retry(file)
 
     async def flush_all(self) -> None:
-        """Flush every file; returns when each was tried.
+        """Flush every file and make it durable; returns when each was tried.
 
         Raises:
             ExceptionGroup: Of the OSErrors of files that could not be flushed.
         """
         inos = list(self._files)
         results = await asyncio.gather(*(self.flush(ino) for ino in inos), return_exceptions=True)
+        await self._settler.sync_all()
         failed = [result for result in results if isinstance(result, Exception)]
         if failed:
             raise ExceptionGroup("some files could not be flushed", failed)
@@ -208,6 +222,11 @@ class Writer:
         if file is None or not file.pending:
             return None
         return file.end, file.touched_ns
+
+    @property
+    def dirty_inos(self) -> KeysView[Ino]:
+        """All files of which `dirty` may return something, as a view that follows."""
+        return self._files.keys()
 
     @property
     def dirty_files(self) -> list[Ino]:
@@ -367,6 +386,7 @@ class Writer:
     def _committed(self, file: DirtyFile, pending: PendingSlice, result: SliceCommit) -> None:
         """Move a slice from the pending ones to the list, in one step for any reader."""
         self._lists.committed(file.ino, pending.index, pending.as_slice(), result.records)
+        self._settler.add(file.ino, pending.id, pending.length)
         self._forget(file, pending)
         self._retry_s = self._first_retry_s
         if self._on_commit is not None:
@@ -523,6 +543,7 @@ class Writer:
             await asyncio.sleep(_TICK_S)
             now_s = clock.monotonic_s()
             self._slicer.freeze_idle()
+            self._settler.tick()
             if self._failing and now_s >= self._retry_at_s:
                 self._retry_at_s = now_s + self._retry_s
                 for file in list(self._failing.values()):

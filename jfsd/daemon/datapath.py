@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from jfsd.chunk.arena import Arena
 from jfsd.chunk.blocks import BlockStore
@@ -53,7 +54,7 @@ class DataPath:
             journal: Told every step of a slice.
         """
         self.on_commit: Callable[[Ino, Attr], None] | None = None
-        self._volume_uuid = volume.uuid
+        self._volume = volume
         budget = Budget(settings.buffer_size_bytes)
         self.arena = Arena(budget, volume.block_size_bytes, fd=arena_fd)
         lists = SliceLists(meta)
@@ -65,7 +66,7 @@ class DataPath:
             compression=volume.compression,
             hash_prefix=volume.hash_prefix,
             encrypted=bool(volume.encrypt_key),
-            cache=_open_cache(volume.uuid, settings, self.arena.budget),
+            cache=_open_cache(volume, settings, self.arena.budget),
             max_downloads=settings.max_downloads,
             prefetch=settings.prefetch,
             on_churn=self._check_heap,
@@ -126,7 +127,7 @@ class DataPath:
             if isinstance(cache, MemoryCache):
                 cache.resize(settings.cache_size_bytes)
                 return
-        new = _open_cache(self._volume_uuid, settings, self.arena.budget)
+        new = _open_cache(self._volume, settings, self.arena.budget)
         if new is not None:
             await new.start()
             if isinstance(new, DiskCache) and len(new.unusable) == len(settings.cache_dirs):
@@ -147,14 +148,34 @@ class DataPath:
             self.on_commit(ino, attr)
 
 
-def _open_cache(volume_uuid: str, settings: MountSettings, budget: Budget) -> BlockCache | None:
-    if settings.cache_size_bytes == 0:
+def _is_on_one_disk(volume: Volume, settings: MountSettings) -> bool:
+    """Tell whether a cache would hold copies of plain files beside them, on the same disk."""
+    plain = volume.compression in ("", "none") and not volume.encrypt_key
+    if volume.storage != "file" or not plain or settings.memory_cache:
+        return False
+    try:
+        store = Path(volume.bucket).stat().st_dev
+        caches = {_device(Path(directory)) for directory in settings.cache_dirs}
+    except OSError:
+        return False
+    if caches == {store}:
+        log.info("no cache on disk: it would be on the same one as bucket %s", volume.bucket)
+    return caches == {store}
+
+
+def _device(path: Path) -> int:
+    """Return the device of a directory that may not have been made yet."""
+    return next(each for each in (path, *path.parents) if each.exists()).stat().st_dev
+
+
+def _open_cache(volume: Volume, settings: MountSettings, budget: Budget) -> BlockCache | None:
+    if settings.cache_size_bytes == 0 or _is_on_one_disk(volume, settings):
         return None
     if settings.memory_cache:
         return MemoryCache(settings.cache_size_bytes)
     return DiskCache(
         settings.cache_dirs,
-        volume_uuid,
+        volume.uuid,
         size_bytes=settings.cache_size_bytes,
         free_space_ratio=settings.free_space_ratio,
         budget=budget,

@@ -15,7 +15,7 @@
  *                             first statement sees its own request
  *
  * A handler that pyfuse3 lacks is one that it has, with the same kind of answer: a lock or
- * fallocate is answered like fsync (an errno), getlk and lseek like read (bytes), and
+ * fallocate is answered like fsync (an errno), getlk, lseek and readdir like read (bytes), and
  * copy_file_range like write (a count). The Python side tells them apart by opcode and takes
  * the arguments from the body of the request. O_TMPFILE has the form of CREATE throughout.
  *
@@ -177,6 +177,14 @@ static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 	state.theirs.read(req, ino, 0, 0, fi);
 }
 
+/* Directories are packed by pack_entries(), in either form, and answered like read. */
+static void on_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		       struct fuse_file_info *fi)
+{
+	(void)size, (void)off;
+	state.theirs.read(req, ino, 0, 0, fi);
+}
+
 static void on_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 			       struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
 			       struct fuse_file_info *fi_out, size_t len, int flags)
@@ -224,6 +232,7 @@ static void complete(struct fuse_lowlevel_ops *ops)
 	ops->fallocate = on_fallocate;
 	ops->lseek = on_lseek;
 	ops->copy_file_range = on_copy_file_range;
+	ops->readdir = ops->readdirplus = on_readdir;
 	ops->setxattr = on_setxattr;
 	ops->write = on_write;
 	ops->write_buf = NULL;
@@ -511,6 +520,170 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 	((struct fuse_buf *)buf)->mem = NULL; /* pyfuse3 would free it; it is ours */
 }
 
+/* ---- directories ------------------------------------------------------------------------- */
+
+#define RECORD_MIN 63     /* an attribute record without parent, format.md 6.1 */
+#define BLOCK_BYTES 65536 /* st_blksize */
+#define ROOM_MAX (1u << 20)
+
+struct timeouts {
+	double attr, entry, dir_entry;
+};
+
+struct page {
+	PyObject *cookies, *names, *inos, *types, *records;
+	Py_ssize_t count;
+};
+
+static uint64_t big_endian(const unsigned char *at, int bytes)
+{
+	uint64_t number = 0;
+
+	for (int i = 0; i < bytes; i++)
+		number = number << 8 | at[i];
+	return number;
+}
+
+static void set_valid(double timeout, uint64_t *seconds, uint32_t *nanoseconds)
+{
+	*seconds = (uint64_t)timeout;
+	*nanoseconds = (uint32_t)((timeout - (double)*seconds) * 1e9);
+}
+
+/* DT_*, which is the upper half of st_mode, of a type of the format. */
+static uint32_t kind_of(unsigned int type)
+{
+	static const uint8_t kinds[8] = { 0, 8, 4, 10, 1, 6, 2, 12 };
+
+	return kinds[type & 7];
+}
+
+/* Without a record only the type is known. */
+static int fill_attr(struct fuse_attr *attr, uint64_t ino, unsigned int type, PyObject *record)
+{
+	memset(attr, 0, sizeof(*attr));
+	attr->ino = ino;
+	attr->mode = kind_of(type) << 12;
+	attr->blksize = BLOCK_BYTES;
+	if (record == Py_None)
+		return 0;
+	if (!PyBytes_Check(record) || PyBytes_GET_SIZE(record) < RECORD_MIN) {
+		PyErr_SetString(PyExc_ValueError, "not an attribute record");
+		return -1;
+	}
+	const unsigned char *raw = (const unsigned char *)PyBytes_AS_STRING(record);
+	uint32_t mode = (uint32_t)big_endian(raw + 1, 2);
+	type = mode >> 12;
+	if (type == 0 || type > 7) {
+		PyErr_SetString(PyExc_ValueError, "not a type of a node");
+		return -1;
+	}
+	attr->mode = kind_of(type) << 12 | (mode & 0xfff);
+	attr->uid = (uint32_t)big_endian(raw + 3, 4);
+	attr->gid = (uint32_t)big_endian(raw + 7, 4);
+	attr->atime = big_endian(raw + 11, 8);
+	attr->atimensec = (uint32_t)big_endian(raw + 19, 4);
+	attr->mtime = big_endian(raw + 23, 8);
+	attr->mtimensec = (uint32_t)big_endian(raw + 31, 4);
+	attr->ctime = big_endian(raw + 35, 8);
+	attr->ctimensec = (uint32_t)big_endian(raw + 43, 4);
+	attr->nlink = (uint32_t)big_endian(raw + 47, 4);
+	if (type <= 3) /* file, directory, symlink */
+		attr->size = big_endian(raw + 51, 8);
+	attr->blocks = (attr->size + 511) / 512;
+	if (type == 5 || type == 6) /* devices */
+		attr->rdev = (uint32_t)big_endian(raw + 59, 4);
+	return 0;
+}
+
+static int fill_entry(struct fuse_entry_out *out, uint64_t ino, unsigned int type,
+		      PyObject *record, const struct timeouts *valid)
+{
+	memset(out, 0, sizeof(*out));
+	if (fill_attr(&out->attr, ino, type, record) < 0)
+		return -1;
+	out->nodeid = ino;
+	out->generation = 1;
+	set_valid(valid->attr, &out->attr_valid, &out->attr_valid_nsec);
+	set_valid(out->attr.mode >> 12 == 4 ? valid->dir_entry : valid->entry,
+		  &out->entry_valid, &out->entry_valid_nsec);
+	return 0;
+}
+
+/* Return the bytes that entry `i` takes, 0 if there is no room, -1 with an exception. */
+static Py_ssize_t pack_entry(char *to, size_t room, const struct page *page, Py_ssize_t i,
+			     const struct timeouts *valid)
+{
+	PyObject *name = PyList_GET_ITEM(page->names, i);
+	size_t head = page->records == NULL ? 0 : sizeof(struct fuse_entry_out);
+	unsigned int type = (unsigned char)PyBytes_AS_STRING(page->types)[i];
+
+	if (!PyBytes_Check(name)) {
+		PyErr_SetString(PyExc_TypeError, "names are bytes");
+		return -1;
+	}
+	size_t len = (size_t)PyBytes_GET_SIZE(name);
+	size_t size = FUSE_DIRENT_ALIGN(head + FUSE_NAME_OFFSET + len);
+	if (size > room)
+		return 0;
+	uint64_t ino = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(page->inos, i));
+	uint64_t cookie = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(page->cookies, i));
+	if (PyErr_Occurred())
+		return -1;
+	if (head != 0 && fill_entry((struct fuse_entry_out *)to, ino, type,
+				    PyList_GET_ITEM(page->records, i), valid) < 0)
+		return -1;
+	struct fuse_dirent *entry = (struct fuse_dirent *)(to + head);
+	entry->ino = ino;
+	entry->off = cookie;
+	entry->namelen = (uint32_t)len;
+	entry->type = kind_of(type);
+	memcpy(entry->name, PyBytes_AS_STRING(name), len);
+	memset(entry->name + len, 0, size - head - FUSE_NAME_OFFSET - len);
+	return (Py_ssize_t)size;
+}
+
+static PyObject *pack_entries(PyObject *self, PyObject *args)
+{
+	struct page page;
+	struct timeouts valid;
+	Py_ssize_t start, size, used = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "(O!O!O!SO)nn(ddd)", &PyList_Type, &page.cookies, &PyList_Type,
+			      &page.names, &PyList_Type, &page.inos, &page.types, &page.records,
+			      &start, &size, &valid.attr, &valid.entry, &valid.dir_entry))
+		return NULL;
+	page.count = PyBytes_GET_SIZE(page.types);
+	if (page.records == Py_None)
+		page.records = NULL;
+	if (start < 0 || size < 0 || size > (Py_ssize_t)ROOM_MAX ||
+	    PyList_GET_SIZE(page.cookies) != page.count ||
+	    PyList_GET_SIZE(page.names) != page.count ||
+	    PyList_GET_SIZE(page.inos) != page.count ||
+	    (page.records != NULL && (!PyList_Check(page.records) ||
+				      PyList_GET_SIZE(page.records) != page.count))) {
+		PyErr_SetString(PyExc_ValueError, "not a page of entries");
+		return NULL;
+	}
+	PyObject *packed = PyBytes_FromStringAndSize(NULL, size);
+	if (packed == NULL)
+		return NULL;
+	for (Py_ssize_t i = start; i < page.count; i++) {
+		Py_ssize_t done = pack_entry(PyBytes_AS_STRING(packed) + used,
+					     (size_t)(size - used), &page, i, &valid);
+		if (done < 0) {
+			Py_DECREF(packed);
+			return NULL;
+		}
+		if (done == 0)
+			break;
+		used += done;
+	}
+	_PyBytes_Resize(&packed, used);
+	return packed;
+}
+
 /* ---- the Python module ------------------------------------------------------------------- */
 
 PyDoc_STRVAR(prepare_doc,
@@ -716,6 +889,10 @@ static PyMethodDef methods[] = {
 	{ "current", current, METH_NOARGS,
 	  "Return (unique, opcode, nodeid, uid, gid, pid) of the current request." },
 	{ "body", body, METH_NOARGS, "Return the first 128 bytes after the current header." },
+	{ "pack_entries", pack_entries, METH_VARARGS,
+	  "Return entries of (cookies, names, inodes, types, records) from an index on, as many\n"
+	  "as fit into a size; with attributes and (attr, entry, directory entry) timeouts unless\n"
+	  "the records are None." },
 	{ "payload", payload, METH_NOARGS,
 	  "Return the data of the current WRITE: a copy, or a view if it is long." },
 	{ "take_answered", take_answered, METH_NOARGS,

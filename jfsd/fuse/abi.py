@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 
 FORGET, FSYNC, SETXATTR, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 2, 20, 21, 25, 26, 36, 42
+READDIR, READDIRPLUS = 28, 44
 GETLK, SETLK, SETLKW = 31, 32, 33
 CREATE, FALLOCATE, LSEEK, COPY_FILE_RANGE, TMPFILE = 35, 43, 46, 47, 51
 
@@ -18,6 +19,7 @@ INT64_MAX = (1 << 63) - 1
 
 INIT_ATOMIC_O_TRUNC = 1 << 3
 INIT_DONT_MASK = 1 << 6
+INIT_READDIRPLUS_AUTO = 1 << 14
 INIT_ASYNC_DIO = 1 << 15
 INIT_PARALLEL_DIROPS = 1 << 18
 INIT_HANDLE_KILLPRIV = 1 << 19
@@ -36,6 +38,7 @@ _LK_OUT = struct.Struct("=QQII")
 _FALLOCATE_IN = struct.Struct("=QQQII")
 _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")
+_READ_IN = struct.Struct("=QQII")
 _COPY_IN = struct.Struct("=QQQQQQQ")
 _SETXATTR_IN = struct.Struct("=II")
 
@@ -115,6 +118,12 @@ def lseek_request(body: bytes) -> tuple[int, int, int]:
 def lseek_reply(offset: int) -> bytes:
     """Encode the answer to LSEEK."""
     return _LSEEK_OUT.pack(offset)
+
+
+def read_request(body: bytes) -> tuple[int, int, int]:
+    """Return (fh, offset, size) of READ, READDIR and READDIRPLUS."""
+    fh, offset, size, _ = _READ_IN.unpack_from(body)
+    return fh, offset, size
 
 
 def copy_request(body: bytes) -> CopyRequest:

@@ -42,6 +42,7 @@ init_out = _native.init_out
 on_interrupt = _native.on_interrupt
 lost = _native.lost
 opcode = _native.opcode
+pack_entries = _native.pack_entries
 payload = _native.payload
 prepare = _native.prepare
 resent = _native.resent
@@ -60,6 +61,7 @@ __all__ = [
     "lost",
     "on_interrupt",
     "opcode",
+    "pack_entries",
     "payload",
     "prepare",
     "pyfuse3",

@@ -223,7 +223,9 @@ class Operations(pyfuse3.Operations):
     @replying
     async def getattr(self, inode: Ino, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return a node's attributes."""
-        return self._attributes(inode, await self._vfs.getattr(_reader(ctx), inode))
+        attributes = self._attributes(inode, await self._vfs.getattr(_reader(ctx), inode))
+        attributes.attr_timeout = self._vfs.attr_valid_s(inode)
+        return attributes
 
     @replying
     async def setattr(
@@ -309,12 +311,18 @@ class Operations(pyfuse3.Operations):
     async def read(  # type: ignore[override]  # any buffer will do
         self, fh: int, off: int, size: int
     ) -> ReadableBuffer:
-        """Return bytes of a file; also answers GETLK and LSEEK, which come with no size."""
+        """Return bytes of a file; also answers what comes with no size.
+
+        That are READDIR in both forms, GETLK and LSEEK.
+        """
         if size:
             data = await self._vfs.read(fh, off, size)
             READ_SIZES.observe(len(data))
             return data
-        if native.opcode() == abi.LSEEK:
+        opcode = native.opcode()
+        if opcode in (abi.READDIR, abi.READDIRPLUS):
+            return await self._readdir(opcode == abi.READDIRPLUS)
+        if opcode == abi.LSEEK:
             return abi.lseek_reply(await self._vfs.lseek(*abi.lseek_request(native.body())))
         return await self._getlk()
 
@@ -365,12 +373,15 @@ class Operations(pyfuse3.Operations):
         """Return a handle for a listing."""
         return await self._vfs.opendir(_writer(ctx), inode)
 
-    @replying
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Fill the kernel's buffer with entries after `start_id`; nothing is the end."""
-        for name, node, next_cookie in await self._vfs.readdir(fh, start_id):
-            if not pyfuse3.readdir_reply(token, name, self._entry(node), next_cookie):
-                break
+    async def _readdir(self, plus: bool) -> bytes:
+        """Return entries after the request's cookie, as many as fit; nothing is the end."""
+        fh, cookie, size = abi.read_request(native.body())
+        vfs = self._vfs
+        page, start = await vfs.readdir(fh, cookie, plus=plus)
+        if not plus:
+            page = page._replace(records=None)
+        timeouts = (vfs.attr_timeout_s, vfs.entry_timeout_s, vfs.dir_entry_timeout_s)
+        return native.pack_entries(page, start, size, timeouts)
 
     @replying
     async def releasedir(self, fh: int) -> None:

@@ -139,6 +139,9 @@ class Engine:
         ack_source: Returns the requests answered since it was last asked. None if nobody
             counts answers; results are then kept for a minute.
         freed: Called with (inode, length) when a file's data may be deleted.
+        touched: Called with a directory's inode and record when one of our operations has
+            changed an entry of it, in the order in which that happened; the record is None if
+            a repeat has found it done.
         read_only: Every mutation fails with EROFS.
     """
 
@@ -158,6 +161,7 @@ class Engine:
         self.read_only = read_only
         self.ack_source: Callable[[], Iterable[int]] | None = None
         self.freed: Callable[[Ino, int], None] | None = None
+        self.touched: Callable[[Ino, bytes | None], None] | None = None
         self.trash_days = 0
         self.acl = False
         self._switches = ""

@@ -172,14 +172,16 @@ class Files(Engine):
         """Return an id that no client has used; usually without a round trip."""
         return await self.slices.next()
 
-    async def read_slices(self, ino: Ino, index: int) -> list[Slice]:
+    async def read_slices(self, ino: Ino, index: int, *, known: bool = False) -> list[Slice]:
         """Return the records of a chunk in commit order; empty means zeros.
+
+        Of a file that is `known` to be there, an empty list is taken as it is.
 
         Raises:
             OSError: ENOENT (no such file), EPERM (not a file), EIO (damaged list).
         """
         records = await self.connection.call("LRANGE", self.keys.chunk(ino, index), "0", "-1")
-        if not records:
+        if not records and not known:
             record = await self.connection.call("GET", self.keys.attr(ino))
             if record is None:
                 fail(errno.ENOENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -204,6 +205,7 @@ class Names(Engine):
             reuse,
             sid,
         )
+        self._tell_touched(result[3:], parent)
         return int(result[0]), codec.decode_attr(result[1]), bool(result[2])
 
     async def unlink(
@@ -230,6 +232,7 @@ class Names(Engine):
             )
 
         result = await self._until_told(ask, opened)
+        self._tell_touched(result[4:], parent)
         ino, record = int(result[0]), result[1]
         attr = codec.decode_attr(record) if record else None
         return UnlinkResult(ino, attr, self._freed(ino, result[2]), bool(result[3]))
@@ -255,6 +258,7 @@ class Names(Engine):
         ino, *record = await self.mutate(
             "rmdir", caller, str(parent), name, str(caller.uid), self._trash_hour(parent)
         )
+        self._tell_touched(record[1:], parent)
         return int(ino), codec.decode_attr(record[0]) if record and record[0] else None
 
     async def rename(
@@ -305,6 +309,9 @@ class Names(Engine):
 
         while (result := await self._until_told(ask, opened))[0] == ASK_TREES:
             sizes = [*await self._tree_size(result[1]), *await self._tree_size(result[2])]
+        self._tell_touched(
+            result[4:], *((new_parent,) if parent == new_parent else (new_parent, parent))
+        )
         replaced = int(result[1]) if result[1] else None
         freed = self._freed(replaced, result[2]) if replaced is not None else None
         return RenameResult(int(result[0]), replaced, freed, bool(result[3]))
@@ -318,6 +325,7 @@ class Names(Engine):
         self._refuse_trash(parent, name)
         self._check_new_name(name)
         result = await self.mutate("link", caller, str(ino), str(parent), name, str(self.sid or ""))
+        self._tell_touched(result[1:], parent)
         return codec.decode_attr(result[0])
 
     async def release_sustained(self, ino: Ino) -> None:
@@ -345,6 +353,12 @@ class Names(Engine):
             ino = int(result[1])
             result = await ask(_listed([ino] if ino in opened else []), str(ino))
         return result
+
+    def _tell_touched(self, records: list[Reply], *directories: Ino) -> None:
+        """Pass on what directories look like now; a repeated script does not tell it."""
+        if self.touched is not None:
+            for directory, record in itertools.zip_longest(directories, records):
+                self.touched(directory, record)
 
     def _freed(self, ino: Ino, length: bytes) -> tuple[Ino, int] | None:
         """Pass on that a file's data may be deleted."""
@@ -408,14 +422,30 @@ class Names(Engine):
             if cursor == b"0":
                 return
 
-    async def getattrs(self, inos: Sequence[Ino]) -> list[Attr | None]:
-        """Return attributes of many nodes; None where the record is missing."""
-        result: list[Attr | None] = []
+    async def scan(self, ino: Ino) -> AsyncIterator[list[bytes]]:
+        """Yield names and raw entries of a directory in turn; a name may come twice.
+
+        What is added or removed meanwhile may or may not be there; all else is.
+        """
+        key, cursor = self.keys.directory(ino), b"0"
+        while True:
+            cursor, pairs = await self.connection.call("HSCAN", key, cursor, "COUNT", READDIR_COUNT)
+            yield pairs
+            if cursor == b"0":
+                return
+
+    async def records(self, inos: Sequence[Ino]) -> list[bytes | None]:
+        """Return the raw attribute records of many nodes; None where one is missing."""
+        result: list[bytes | None] = []
         for start in range(0, len(inos), ATTR_BATCH):
             keys = [self.keys.attr(ino) for ino in inos[start : start + ATTR_BATCH]]
-            records = await self.connection.call("MGET", *keys)
-            result += [codec.decode_attr(r) if r is not None else None for r in records]
+            result += await self.connection.call("MGET", *keys)
         return result
+
+    async def getattrs(self, inos: Sequence[Ino]) -> list[Attr | None]:
+        """Return attributes of many nodes; None where the record is missing."""
+        records = await self.records(inos)
+        return [codec.decode_attr(r) if r is not None else None for r in records]
 
     async def readlink(self, ino: Ino) -> bytes:
         """Return the target of a symlink; it never changes.

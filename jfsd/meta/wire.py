@@ -80,12 +80,16 @@ class Wire(asyncio.Protocol):
         self._transport = transport
 
     def send(self, request: Request) -> None:
-        """Queue a request; all of one turn of the event loop leave in one write."""
+        """Send a request: at once if none is under way, else with all others of this turn."""
         outbox = self._outbox
-        if not outbox:
-            self._loop.call_soon(self._flush)
         if not self.unanswered:
             self.received_s = self._loop.time()
+            self.unanswered.append(request)
+            if self._transport is not None and not self.closed:
+                self._transport.write(request.data)
+            return
+        if not outbox:
+            self._loop.call_soon(self._flush)
         outbox.append(request.data)
         self.unanswered.append(request)
 

@@ -7,7 +7,7 @@ its library's exceptions to the ones below, so nothing foreign leaves this layer
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import NamedTuple, Protocol
 
 from jfsd.errors import ExitCode, JfsdError
@@ -85,11 +85,19 @@ class ObjectStore(Protocol):
             ObjectMissingError: No such object.
         """
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
-        """Store the object; when this returns it is durable and whole.
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
+        """Store the object; when this returns it is whole and, if so wanted, durable.
 
-        A kill or a cancellation leaves either no object or all of it, never a part under
-        `key`. `body` must not change before this returns; after a cancellation it may.
+        One that is not outlives this process all the same, and a power cut only if `settle`
+        has returned before. A kill or a cancellation leaves either no object or all of it,
+        never a part under `key`. `body` must not change before this returns; after a
+        cancellation it may.
+        """
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return when these objects are durable; with None, all that were put before.
+
+        By whichever process they were put. An object that is gone is no error.
         """
 
     async def delete(self, key: str) -> None:

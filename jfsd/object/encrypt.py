@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from jfsd.object.base import ObjectInfo, ObjectStore
 from jfsd.object.envelope import Envelope
@@ -39,9 +39,14 @@ class EncryptedStore:
             return content
         return content[offset : None if length is None else offset + length]
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
         """Store the object, sealed."""
-        await self.inner.put(key, await asyncio.to_thread(self.envelope.seal, body))
+        sealed = await asyncio.to_thread(self.envelope.seal, body)
+        await self.inner.put(key, sealed, durable=durable)
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return when these objects are durable."""
+        await self.inner.settle(keys)
 
     async def delete(self, key: str) -> None:
         """Remove the object."""

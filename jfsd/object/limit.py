@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from jfsd.clock import monotonic_s
 from jfsd.object.base import ObjectInfo, ObjectStore
@@ -89,10 +89,14 @@ class LimitedStore:
         self.download.owe(len(data))
         return data
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
         """Store the object."""
         await self.upload.take(len(body))
-        await self.inner.put(key, body)
+        await self.inner.put(key, body, durable=durable)
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return when these objects are durable."""
+        await self.inner.settle(keys)
 
     async def delete(self, key: str) -> None:
         """Remove the object."""

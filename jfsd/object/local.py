@@ -7,8 +7,10 @@ import errno
 import itertools
 import os
 import pwd
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -27,7 +29,10 @@ T = TypeVar("T")
 
 _LIST_BATCH = 1000
 _INLINE_BYTES = 1 << 17
-"""Parts up to this size are read on the loop if the page cache has them."""
+"""Up to this size objects and parts are read on the loop if the page cache has them."""
+
+_SETTLE_TOGETHER, _SETTLERS = 8, 8
+"""Files that one thread syncs, unless more than so many threads would be needed."""
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
@@ -37,8 +42,9 @@ _LASTING = frozenset((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELO
 class LocalStore:
     """A directory as a bucket. `root` usually ends in "/"; it is put before every key as it is.
 
-    A put that returned is durable: the file, its name, and the directories that were made
-    for it. The root itself is never made, because it may be a file system not mounted yet.
+    A durable put has synced the file, its name, and the directories that were made for it;
+    any other leaves that to `settle`. The root itself is never made, because it may be a file
+    system not mounted yet.
     Each call takes one hop to a thread, or none if it reads what the page cache has.
     """
 
@@ -47,6 +53,7 @@ class LocalStore:
         self._tree = ObjectTree(root)
         self._open = OpenFiles()
         self._threads = ThreadPoolExecutor(threads, "object")
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<LocalStore {self.root}>"
@@ -61,6 +68,10 @@ class LocalStore:
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes of the object."""
         path = self._path(key)
+        if length is None and offset == 0:
+            data = self._open.read_whole_now(path, _INLINE_BYTES)
+            if data is not None:
+                return data
         if length is None or length > _INLINE_BYTES:
             return await self._run(f"GET {key}", partial(self._tree.read, path, offset, length))
         data = self._open.read_now(path, offset, length)
@@ -68,12 +79,12 @@ class LocalStore:
             return data
         return await self._run(f"GET {key}", partial(self._open.read, path, offset, length))
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
-        """Store the object under its name once it is whole and durable."""
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
+        """Store the object under its name once it is whole."""
         path = self._path(key)
         abandoned = False
         self._open.forget(path)
-        write = partial(self._tree.write, path, body, lambda: abandoned)
+        write = partial(self._tree.write, path, body, lambda: abandoned, durable=durable)
         try:
             await self._run(f"PUT {key}", write)
         except asyncio.CancelledError:
@@ -81,6 +92,31 @@ class LocalStore:
             raise
         finally:
             self._open.forget(path)
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Sync the files and their names; with None the whole file system they are on.
+
+        Some at a time: a journal commits what is asked for together together.
+        """
+        try:
+            await self._settle(keys)
+        except StoreError as error:
+            # A kernel that could not write a page takes it for written at the next try.
+            raise StoreError(str(error), retryable=False) from error
+
+    async def _settle(self, keys: Collection[str] | None) -> None:
+        if keys is None:
+            await self._translate("SYNC", _in_a_daemon(self._tree.settle_all))
+            return
+        paths = sorted(map(self._path, keys))
+        size = max(_SETTLE_TOGETHER, -(-len(paths) // _SETTLERS))
+        parts = [paths[at : at + size] for at in range(0, len(paths), size)]
+        await asyncio.gather(
+            *(
+                self._run("SYNC", partial(self._tree.settle, part, lambda: self._closed))
+                for part in parts
+            )
+        )
 
     async def delete(self, key: str) -> None:
         """Remove the file; its directory stays."""
@@ -107,7 +143,8 @@ class LocalStore:
                 return
 
     async def close(self) -> None:
-        """Finish what is being written."""
+        """Finish what is being written; what is being settled is left as it is."""
+        self._closed = True
         await asyncio.to_thread(self._threads.shutdown)
         self._open.close()
 
@@ -122,8 +159,12 @@ class LocalStore:
 
     async def _run(self, what: str, work: Callable[[], T]) -> T:
         """Do `work` in a thread; a cancellation does not wait for it."""
+        loop = asyncio.get_running_loop()
+        return await self._translate(what, loop.run_in_executor(self._threads, work))
+
+    async def _translate(self, what: str, done: Awaitable[T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await done
         except OSError as error:
             raise self._translated(error, what) from error
         except AbandonedError as error:
@@ -161,3 +202,29 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+async def _in_a_daemon(work: Callable[[], None]) -> None:
+    """Do `work` in a thread that no end of this process waits for."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def end(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failure = None
+        try:
+            work()
+        except OSError as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end, failure)
+
+    threading.Thread(target=run, name="object-sync", daemon=True).start()
+    await done

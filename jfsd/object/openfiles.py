@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from jfsd.clock import monotonic_s
+from jfsd.object.nowait import open_cached
 from jfsd.object.tree import read_from
 
 _MAX_FILES = 128
@@ -46,6 +47,23 @@ class OpenFiles:
             except OSError:
                 return None
         return bytes(buffer) if done == len(buffer) else None
+
+    def read_whole_now(self, path: str, most: int) -> bytes | None:
+        """Return a file of up to `most` bytes if no disk is needed for it; never blocks."""
+        try:
+            descriptor = open_cached(path)
+        except OSError:
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            buffer = bytearray(min(size, most))
+            if size > most or os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT) < size:
+                return None
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return bytes(buffer)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Open the file, return bytes of it, and keep it open for the next ones."""

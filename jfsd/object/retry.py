@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -115,15 +115,20 @@ class RetryingStore:
         OBJECT_BYTES["GET"] += len(data)
         return data
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
         """Store the object; repeating is harmless, since it is the same object."""
         await self._call(
             f"PUT {key}",
-            lambda: self.inner.put(key, body),
+            lambda: self.inner.put(key, body, durable=durable),
             self.policy,
             self.policy.put_timeout_s,
         )
         OBJECT_BYTES["PUT"] += len(body)
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return when these objects are durable."""
+        timeout_s = self.policy.put_timeout_s
+        await self._call("SYNC", lambda: self.inner.settle(keys), self.policy, timeout_s)
 
     async def delete(self, key: str) -> None:
         """Remove the object."""

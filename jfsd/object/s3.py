@@ -9,7 +9,7 @@ import asyncio
 import datetime as dt
 import importlib
 import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,7 +85,7 @@ class S3Store:
         end = None if length is None else offset + length
         return await self._call(f"GET {key}", lambda wire: self._get_part(wire, key, offset, end))
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:  # noqa: ARG002
         """Store the object."""
         extra: dict[str, Any] = {"ContentType": content_type(key)}
         if self.location.checksum:
@@ -94,6 +94,9 @@ class S3Store:
             f"PUT {key}",
             lambda wire: wire.client.put_object(**self._at(key), Body=wire.upload(body), **extra),
         )
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return; what the service has acknowledged is durable."""
 
     async def delete(self, key: str) -> None:
         """Remove the object."""

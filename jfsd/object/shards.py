@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import cast
 
@@ -85,9 +85,19 @@ class ShardedStore:
         """Return bytes of the object from its home."""
         return await self.home(key).get(key, offset, length)
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
         """Store the object in its home."""
-        await self.home(key).put(key, body)
+        await self.home(key).put(key, body, durable=durable)
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return when these objects are durable."""
+        if keys is None:
+            await asyncio.gather(*(shard.settle(None) for shard in self.shards))
+            return
+        homes: dict[int, list[str]] = {}
+        for key in keys:
+            homes.setdefault(shard_of(key, len(self.shards)), []).append(key)
+        await asyncio.gather(*(self.shards[n].settle(part) for n, part in homes.items()))
 
     async def delete(self, key: str) -> None:
         """Remove the object from its home."""

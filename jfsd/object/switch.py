@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from types import TracebackType
 
 from jfsd.object.base import ObjectInfo, ObjectStore
@@ -81,10 +81,17 @@ class SwitchedStore:
         with self._lease as store:
             return await store.get(key, offset, length)
 
-    async def put(self, key: str, body: ReadableBuffer) -> None:
+    async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
         """Store the object."""
         with self._lease as store:
-            await store.put(key, body)
+            await store.put(key, body, durable=durable)
+
+    async def settle(self, keys: Collection[str] | None) -> None:
+        """Return when these objects are durable; a former store settles all its own at its end."""
+        if self._former:
+            await asyncio.wait(list(self._former))
+        with self._lease as store:
+            await store.settle(keys)
 
     async def delete(self, key: str) -> None:
         """Remove the object."""
@@ -116,6 +123,7 @@ class SwitchedStore:
 async def _retire(lease: _Lease) -> None:
     await lease.idle.wait()
     try:
+        await lease.store.settle(None)
         await lease.store.close()
     except Exception:
         log.exception("%s was not closed", lease.store)

@@ -1,17 +1,19 @@
 """Files as objects: the blocking half of the `file` store (format.md §13.1).
 
-Called in threads. Writes are atomic and durable; see `ObjectTree.write` for the order.
+Called in threads. Writes are atomic, and durable at once or later; see `ObjectTree.write`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from jfsd.object.base import ObjectInfo
 from jfsd.types import ReadableBuffer
@@ -20,6 +22,7 @@ _TEMPORARY_NAME_BYTES = 200
 _TEMPORARY_PREFIX = ".jfs."
 _DESCRIPTORS = "/proc/self/fd"
 _MAX_DURABLE = 100_000
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_UNNAMED = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.EPERM))
 
 
@@ -48,8 +51,15 @@ class ObjectTree:
             return None
         return self.root + key
 
-    def write(self, path: str, body: ReadableBuffer, abandoned: Callable[[], bool]) -> None:
-        """Create or replace the file; when this returns it is durable with all its directories.
+    def write(
+        self,
+        path: str,
+        body: ReadableBuffer,
+        abandoned: Callable[[], bool],
+        *,
+        durable: bool = True,
+    ) -> None:
+        """Create or replace the file; if `durable`, it is on the disk with all its directories.
 
         First the content is on the disk, then it gets its name, then the name is on the
         disk. Where the file system can, the file has no name before, so that a kill leaves
@@ -61,10 +71,41 @@ class ObjectTree:
         """
         directory, name = os.path.split(path)
         try:
-            self._write_in(directory, name, body, abandoned)
+            self._write_in(directory, name, body, abandoned, durable=durable)
         except FileNotFoundError:
             self._make_directories(directory)
-            self._write_in(directory, name, body, abandoned)
+            self._write_in(directory, name, body, abandoned, durable=durable)
+
+    def settle(self, paths: Sequence[str], abandoned: Callable[[], bool]) -> None:
+        """Sync files that were written before, their names and directories; those gone are not.
+
+        Raises:
+            AbandonedError: `abandoned` said so on the way.
+            OSError: Some may not be on the disk.
+        """
+        for path in paths:
+            if abandoned():
+                raise AbandonedError
+            with suppress(FileNotFoundError, NotADirectoryError):
+                _sync(path, os.O_RDONLY)
+        for directory in dict.fromkeys(os.path.dirname(path) for path in paths):  # noqa: PTH120
+            with suppress(FileNotFoundError, NotADirectoryError):
+                self._make_durable(directory)
+                _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+    def settle_all(self) -> None:
+        """Sync the file system that holds the tree.
+
+        Raises:
+            OSError: Something of it is not on the disk.
+        """
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _LIBC.syncfs(descriptor):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(descriptor)
 
     def read(self, path: str, offset: int, length: int | None) -> bytes:
         """Return bytes of the file, fewer where it ends."""
@@ -91,15 +132,24 @@ class ObjectTree:
     # -- writing
 
     def _write_in(
-        self, directory: str, name: str, body: ReadableBuffer, abandoned: Callable[[], bool]
+        self,
+        directory: str,
+        name: str,
+        body: ReadableBuffer,
+        abandoned: Callable[[], bool],
+        *,
+        durable: bool,
     ) -> None:
-        self._make_durable(directory)
+        if durable:
+            self._make_durable(directory)
         parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            fill = _Filling(body, abandoned, durable)
             descriptor = self._open_unnamed(parent)
-            if descriptor is None or not self._name(descriptor, parent, name, body, abandoned):
-                _rename(parent, name, body, abandoned)
-            os.fsync(parent)
+            if descriptor is None or not self._name(descriptor, parent, name, fill):
+                _rename(parent, name, fill)
+            if durable:
+                os.fsync(parent)
         finally:
             os.close(parent)
 
@@ -115,17 +165,10 @@ class ObjectTree:
             self._unnamed = False
             return None
 
-    def _name(
-        self,
-        descriptor: int,
-        parent: int,
-        name: str,
-        body: ReadableBuffer,
-        abandoned: Callable[[], bool],
-    ) -> bool:
+    def _name(self, descriptor: int, parent: int, name: str, fill: _Filling) -> bool:
         """Fill the file and name it; False if files cannot be named here."""
         try:
-            _fill(descriptor, body, abandoned)
+            fill.into(descriptor)
             try:
                 _link(descriptor, parent, name)
             except FileExistsError:
@@ -237,14 +280,14 @@ def _replace(descriptor: int, parent: int, name: str) -> None:
         raise
 
 
-def _rename(parent: int, name: str, body: ReadableBuffer, abandoned: Callable[[], bool]) -> None:
+def _rename(parent: int, name: str, fill: _Filling) -> None:
     """Write a temporary file and give it its name, in place of what has it."""
     draft = _temporary(name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(draft, flags, 0o666, dir_fd=parent)
     try:
         try:
-            _fill(descriptor, body, abandoned)
+            fill.into(descriptor)
         finally:
             os.close(descriptor)
         os.rename(draft, name, src_dir_fd=parent, dst_dir_fd=parent)
@@ -259,16 +302,32 @@ def _temporary(name: str) -> str:
     return f"{_TEMPORARY_PREFIX}{short}.tmp.{secrets.token_hex(8)}"
 
 
-def _fill(descriptor: int, body: ReadableBuffer, abandoned: Callable[[], bool]) -> None:
-    """Copy the body to the disk. Past the check it is ours, whatever becomes of the buffer."""
-    with memoryview(body) as view:
-        done = 0
-        while done < len(view):
-            with view[done:] as rest:
-                done += os.write(descriptor, rest)
-    if abandoned():
-        raise AbandonedError
-    os.fsync(descriptor)
+class _Filling(NamedTuple):
+    """What a file is to hold, who may not want it any more, and whether power may go."""
+
+    body: ReadableBuffer
+    abandoned: Callable[[], bool]
+    durable: bool
+
+    def into(self, descriptor: int) -> None:
+        """Copy the body. Past the check it is ours, whatever becomes of the buffer."""
+        with memoryview(self.body) as view:
+            done = 0
+            while done < len(view):
+                with view[done:] as rest:
+                    done += os.write(descriptor, rest)
+        if self.abandoned():
+            raise AbandonedError
+        if self.durable:
+            os.fsync(descriptor)
+
+
+def _sync(path: str, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _names(folder: str) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
 
 from jfsd.clock import monotonic_s
+from jfsd.meta.codec import decode_attr
 from jfsd.types import MAX_NAME_BYTES, ROOT_INO, TRASH_INO, Attr, Ino, NodeType
 from jfsd.vfs.handles import Handles, OpenInode
 from jfsd.vfs.ports import Options, Seen, dirty_attr
@@ -28,6 +29,7 @@ RESERVED = frozenset((b".accesslog", b".config", b".stats", b".control", TRASH_N
 _SEEN_MAX = 100_000
 _CLOSED_MAX = 10_000
 _REMOVED_MAX = 1000
+_TOUCHED_MAX = 1000
 
 
 def fail(code: int) -> NoReturn:
@@ -67,8 +69,11 @@ class Core:
         self.trashed: OrderedDict[Ino, None] = OrderedDict()
         """Inodes that were looked up in the trash lately: who changes them means them."""
         self._removed_dirs: OrderedDict[Ino, Attr] = OrderedDict()
+        self._touched: OrderedDict[Ino, tuple[bytes, float]] = OrderedDict()
+        """Records of directories as our own last change left them, and when that was."""
         self._closed: OrderedDict[Ino, tuple[Attr, float]] = OrderedDict()
         """Attributes of files closed lately and when they were true; empty without open cache."""
+        meta.touched = self.note_touched
 
     def set_options(self, options: Options) -> None:
         """Behave as these options say from the next answer on; the root stays."""
@@ -127,6 +132,10 @@ class Core:
         pending = self.writer.dirty(ino)
         return attr if pending is None else dirty_attr(attr, *pending)
 
+    def own_inos(self) -> tuple[Collection[Ino], ...]:
+        """Return the nodes of which `current` may know other attributes than the metadata."""
+        return self.handles.open_inos(), self._closed.keys(), self.writer.dirty_inos
+
     async def fresh(self, inode: OpenInode) -> Attr:
         """Return attributes of an open inode from the metadata."""
         attr = await self.meta.getattr(inode.ino)
@@ -162,11 +171,47 @@ class Core:
         removed = self._removed_dirs.get(ino)
         if removed is not None:
             return removed
+        touched = self._as_touched(ino)
+        if touched is not None:
+            return touched
         with by_number():
             return await self.meta.getattr(ino)
 
+    def note_touched(self, ino: Ino, record: bytes | None) -> None:
+        """Remember a directory as an operation of ours has left it; None is not known."""
+        self._touched.pop(ino, None)
+        if record is not None and self.options.attr_timeout_s:
+            self._touched[ino] = record, monotonic_s()
+            if len(self._touched) > _TOUCHED_MAX:
+                self._touched.popitem(last=False)
+
+    def attr_valid_s(self, ino: Ino) -> float:
+        """Return how long the kernel may use what `getattr` has just said of `ino`.
+
+        What was true a while ago is valid as much shorter: nobody sees attributes older
+        than the attribute timeout.
+        """
+        touched = self._touched.get(self.volume_ino(ino))
+        timeout_s = self.options.attr_timeout_s
+        return timeout_s if touched is None else max(touched[1] + timeout_s - monotonic_s(), 0.0)
+
+    def _as_touched(self, ino: Ino) -> Attr | None:
+        """Return the attributes of a directory that we changed within the attribute timeout.
+
+        The kernel forgets a directory's attributes whenever a name in it changes, and asks
+        for them at the next path that leads through it.
+        """
+        touched = self._touched.get(ino)
+        if touched is None:
+            return None
+        if monotonic_s() - touched[1] < self.options.attr_timeout_s:
+            return decode_attr(touched[0])
+        del self._touched[ino]
+        return None
+
     def note_removed(self, ino: Ino, attr: Attr) -> None:
         """Remember a directory that was just removed."""
+        self._touched.pop(ino, None)
         self._removed_dirs[ino] = replace(attr, nlink=0)
         if len(self._removed_dirs) > _REMOVED_MAX:
             self._removed_dirs.popitem(last=False)

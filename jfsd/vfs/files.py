@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -70,6 +71,7 @@ class FileOps(LockOps):
                     mtime_ns=rest.mtime_ns,
                     through_handle=self.handles.find(ino) is not None,
                 )
+            self.note_touched(ino, None)
             self._keep_pages(ino, attr)
         return await self.shown(ino, attr)
 
@@ -80,12 +82,18 @@ class FileOps(LockOps):
             OSError: ESTALE, EROFS, EPERM (immutable, append-only or trashed).
         """
         self.handles.begin_opening(ino)  # from here on a removal knows that it is open
+        ahead = flags & os.O_ACCMODE != os.O_WRONLY and not self.reader.knows(ino)
         try:
             with by_number():
-                attr, seen_s = await self.attr_at_open(ino)
+                if ahead and not self.options.open_cache_s:  # both in one round trip
+                    (attr, seen_s), _ = await asyncio.gather(
+                        self.attr_at_open(ino), self.reader.look_ahead(ino)
+                    )
+                else:
+                    attr, seen_s = await self.attr_at_open(ino)
             self._check_open(ino, attr, flags)
             keep = self.same_contents(ino, attr)
-            if not keep:
+            if not keep and not ahead:
                 self.reader.invalidate(ino)
             handle = self.handles.open(ino, attr, flags, seen_s, caller.op)
             return Opened(handle.fh, keep_cache=keep)
@@ -131,7 +139,11 @@ class FileOps(LockOps):
 
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: ARG002
         """Return when every byte written to the file is in the store and committed."""
-        await self._flush(self.handles.get(fh))
+        handle = self.handles.get(fh)
+        try:
+            await self.writer.sync(handle.inode.ino)
+        except OSError as error:
+            raise _as_ebadf(error) from error
 
     async def release(self, caller: Caller, fh: int, flock_owner: int | None) -> None:
         """Forget the handle; free the file's space if it was unlinked and this was the last."""
@@ -198,9 +210,9 @@ class FileOps(LockOps):
         if flags:
             fail(errno.EINVAL)
         source, target = self.handles.get(fh_in), self.handles.get(fh_out)
-        for handle in (source, target):
-            if self.writer.dirty(handle.ino) is not None:
-                await self._flush(handle)
+        await self.fsync(fh_in, datasync=True)  # the target's fsync knows its own slices only
+        if self.writer.dirty(target.ino) is not None:
+            await self._flush(target)
         length = min(length, (1 << 32) - CHUNK_SIZE)  # the reply has 32 bits
         copied, attr = await self.meta.copy_file_range(
             caller, source.ino, off_in, target.ino, off_out, length

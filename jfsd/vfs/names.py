@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jfsd.clock import monotonic_s
+from jfsd.meta.codec import damaged, decode_attr, encode_attr
 from jfsd.types import (
     MAX_SYMLINK_BYTES,
     ROOT_INO,
     TRASH_INO,
     Attr,
     Caller,
-    Entry,
     Ino,
     NodeType,
 )
@@ -22,15 +22,26 @@ from jfsd.vfs.core import TRASH_NAME, Core, check_name, fail
 from jfsd.vfs.dirs import (
     COOKIE_DOT,
     COOKIE_DOTDOT,
-    DirEntry,
+    NO_ENTRIES,
     Node,
+    Page,
     Snapshot,
     blank_attr,
+    place_after,
 )
 from jfsd.vfs.ports import Opened
 
-_BATCH = 256
-"""Entries whose attributes are fetched together."""
+_FIRST_BATCH, _BATCH = 256, 1024
+"""Entries that are taken from a snapshot, and whose attributes are fetched, together. The
+kernel asks for attributes at the start, and goes on with them only if somebody used some."""
+
+_NO_PARENT = bytes(8)
+_TRASH = TRASH_INO.to_bytes(8)
+_PARENT = slice(63, 71)
+"""Where a record holds the parent (format.md §6.1); 0 if there were several."""
+
+_EXCHANGE = 2
+"""Flag of renameat2(2)."""
 
 _DIRECTORY_HANDLE = 1 << 63
 """Set in handles of directories; the other bits are the inode."""
@@ -49,11 +60,18 @@ _NODE_TYPES = {
 
 @dataclass(slots=True, eq=False)
 class _Listing:
-    """An open directory: `ahead` holds entries already fetched for the next call."""
+    """An open directory: `page` holds the entries after cookie `after`, fetched at `at_s`."""
 
     ino: Ino
     snapshot: Snapshot | None = None
-    ahead: list[DirEntry] = field(default_factory=list)
+    page: Page = NO_ENTRIES
+    after: int = 0
+    at_s: float = 0.0
+
+    def covers(self, cookie: int) -> bool:
+        """Return whether the page has the entry that follows `cookie`."""
+        cookies = self.page.cookies
+        return bool(cookies) and self.after <= cookie < cookies[-1]
 
 
 class NameOps(Core):
@@ -150,6 +168,7 @@ class NameOps(Core):
             fail(errno.ENOTEMPTY)
         self._check_removable(parent, name)
         ino, attr = await self.meta.rmdir(caller, self.volume_ino(parent), name)
+        self.note_touched(ino, None)
         if attr is not None:
             self.note_removed(ino, attr)
 
@@ -174,7 +193,12 @@ class NameOps(Core):
             flags,
             self.handles.open_inos(),
         )
+        if flags & _EXCHANGE:
+            self._touched.clear()
+        else:
+            self.note_touched(result.ino, None)
         if result.replaced is not None:
+            self.note_touched(result.replaced, None)
             await self._removed(result.replaced, result.sustained, result.freed is not None)
 
     async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Node:
@@ -200,10 +224,12 @@ class NameOps(Core):
         """
         return _DIRECTORY_HANDLE | ino
 
-    async def readdir(self, fh: int, cookie: int) -> list[DirEntry]:
-        """Return entries after `cookie` (0 is the start, with a fresh look); [] is the end.
+    async def readdir(self, fh: int, cookie: int, *, plus: bool = True) -> tuple[Page, int]:
+        """Return a page, and where in it the entries after `cookie` begin; none is the end.
 
-        A handle of an earlier process is taken as it comes: cookies depend on names only.
+        Cookie 0 is the start, with a fresh look. Without `plus` the page may have no
+        attributes; with it they are not older than the attribute timeout. A handle of an
+        earlier process is taken as it comes: cookies depend on names only.
         """
         if not fh & _DIRECTORY_HANDLE:
             fail(errno.EBADF)
@@ -211,12 +237,13 @@ class NameOps(Core):
         if listing is None:
             listing = self._listings[fh] = _Listing(fh ^ _DIRECTORY_HANDLE)
         if cookie == 0:
-            listing.snapshot, listing.ahead = None, []
-        ahead = _rest(listing.ahead, cookie)
-        if not ahead:
-            ahead = await self._fetch(listing, cookie)
-        listing.ahead = ahead
-        return ahead
+            listing.snapshot, listing.page = None, NO_ENTRIES
+        page = listing.page
+        if not listing.covers(cookie) or (plus and not self._attributes_good(listing)):
+            at_s = monotonic_s()
+            page = await self._fetch(listing, cookie, plus=plus)
+            listing.page, listing.after, listing.at_s = page, cookie, at_s
+        return page, place_after(page, cookie)
 
     async def releasedir(self, fh: int) -> None:
         """Forget the listing."""
@@ -225,30 +252,59 @@ class NameOps(Core):
     async def fsyncdir(self, fh: int) -> None:
         """Return; every change of a directory is in Redis before it is answered."""
 
-    async def _fetch(self, listing: _Listing, cookie: int) -> list[DirEntry]:
+    def _attributes_good(self, listing: _Listing) -> bool:
+        if listing.page.records is None:
+            return False
+        return monotonic_s() - listing.at_s <= self.options.attr_timeout_s
+
+    async def _fetch(self, listing: _Listing, cookie: int, *, plus: bool) -> Page:
+        """Return entries after `cookie`, from the snapshot of the listing or a new one."""
         snapshot = listing.snapshot
         if snapshot is None:
             snapshot = Snapshot()
-            async for batch in self.meta.readdir(self.volume_ino(listing.ino), False):
-                snapshot.add(batch)
+            async for pairs in self.meta.scan(self.volume_ino(listing.ino)):
+                try:
+                    snapshot.add(pairs)
+                except ValueError as error:
+                    raise damaged("directory entry") from error
             listing.snapshot = snapshot  # another listing of the directory may forget it again
-        dots = await self._dots(listing.ino, cookie) if cookie < COOKIE_DOTDOT else []
-        page = snapshot.after(max(cookie, COOKIE_DOTDOT), _BATCH)
-        attrs = await self.meta.getattrs([entry.ino for _, entry in page]) if page else []
-        for (next_cookie, entry), attr in zip(page, attrs, strict=True):
-            dots.append(await self._dir_entry(entry, attr, next_cookie))
-        return dots
+        batch = _BATCH if cookie else _FIRST_BATCH
+        page = Page(*snapshot.after(max(cookie, COOKIE_DOTDOT), batch), None)
+        if plus:
+            records = await self.meta.records(page.inos) if page.inos else []
+            await self._bring_up_to_date(page, records)
+            page = page._replace(records=records)
+        if cookie < COOKIE_DOTDOT:
+            page = await self._with_dots(listing.ino, cookie, page)
+        return page
 
-    async def _dir_entry(self, entry: Entry, attr: Attr | None, next_cookie: int) -> DirEntry:
-        node = await self._node(entry.ino, attr or blank_attr(entry.type))
-        return DirEntry(entry.name, node, next_cookie)
+    async def _bring_up_to_date(self, page: Page, records: list[bytes | None]) -> None:
+        """Let records say what `shown` says, where that may be another thing."""
+        special = {
+            i
+            for i, record in enumerate(records)
+            if record is not None and not _NO_PARENT < record[_PARENT] < _TRASH
+        }
+        for known in (*self.own_inos(), self._removed_dirs):
+            if known:
+                special.update(i for i, ino in enumerate(page.inos) if ino in known)
+        for i in special:
+            record, ino = records[i], page.inos[i]
+            attr = blank_attr(NodeType(page.types[i])) if record is None else decode_attr(record)
+            records[i] = encode_attr((await self._node(ino, attr)).attr)
 
-    async def _dots(self, ino: Ino, cookie: int) -> list[DirEntry]:
+    async def _with_dots(self, ino: Ino, cookie: int, page: Page) -> Page:
+        """Return the page with "." and ".." before it, or only the latter after a cookie."""
         attr = await self.attr_of(self.volume_ino(ino))
         above = ino if ino == ROOT_INO else self.kernel_ino(attr.parent)
-        own = DirEntry(b".", Node(ino, attr), COOKIE_DOT)
-        up = DirEntry(b"..", Node(above, attr), COOKIE_DOTDOT)
-        return [own, up] if cookie < COOKIE_DOT else [up]
+        first = 0 if cookie < COOKIE_DOT else 1
+        return Page(
+            [COOKIE_DOT, COOKIE_DOTDOT][first:] + page.cookies,
+            [b".", b".."][first:] + page.names,
+            [ino, above][first:] + page.inos,
+            bytes([attr.type] * 2)[first:] + page.types,
+            None if page.records is None else [*[encode_attr(attr)] * (2 - first), *page.records],
+        )
 
     # -- shared ---------------------------------------------------------------------------
 
@@ -282,11 +338,3 @@ class NameOps(Core):
             self.writer.discard(ino)
         elif sustained and not self.handles.sustain(ino):
             await self.meta.release_sustained(ino)
-
-
-def _rest(ahead: list[DirEntry], cookie: int) -> list[DirEntry]:
-    """Return what follows `cookie` in `ahead`, or [] if `ahead` does not go on from there."""
-    for position, entry in enumerate(ahead):
-        if entry.next_cookie == cookie:
-            return ahead[position + 1 :]
-    return []

@@ -48,6 +48,7 @@ class XattrOps(Core):
         if name in _UNSUPPORTED or (name in _ACLS and not self.options.acls):
             fail(errno.ENOTSUP)
         await self.meta.setxattr(caller, self.volume_ino(ino), name, value, flags)
+        self.note_touched(self.volume_ino(ino), None)  # an ACL changes the mode
 
     async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
         """Remove an attribute.
@@ -58,6 +59,7 @@ class XattrOps(Core):
         self._check_enabled(name)
         self.check_writable()
         await self.meta.removexattr(caller, self.volume_ino(ino), name)
+        self.note_touched(self.volume_ino(ino), None)
 
     def _check_enabled(self, name: bytes) -> None:
         if self.options.xattrs or (self.options.acls and (name in _ACLS or not name)):

@@ -148,12 +148,12 @@ def test_the_same_while_store_and_metadata_fail(seed):
     meta = FakeMeta(delay=0.002, seed=seed, lose=0.1)
     original = store.put
 
-    async def put(key, body):
+    async def put(key, body, **how):
         if store._random.random() < 0.15 and store.fail >= 0 and not store.down:
             await asyncio.sleep(0.001)
             if meta.lose:
                 raise ConnectionError("reset")
-        await original(key, body)
+        await original(key, body, **how)
 
     store.put = put
     asyncio.run(run(seed, store=store, meta=meta, failing=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -315,3 +316,36 @@ async def test_a_read_only_disk(small_disk, unnamed):
             await call
     assert await store.get("v/a") == b"x"
     await store.close()
+
+
+@pytest.mark.promise(3)
+async def test_settling_syncs_files_and_names_and_skips_what_is_gone(
+    store, tmp_path, monkeypatch
+) -> None:
+    synced = []
+    fsync = os.fsync
+
+    def noting(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(tree.os, "fsync", noting)
+    await store.put("v/0/a", b"x", durable=False)
+    await store.put("v/0/b", b"y", durable=False)
+    assert synced == []
+    assert await store.get("v/0/a") == b"x"
+    await store.settle(["v/0/a", "v/0/gone", "v/9/gone"])
+    assert {f"{tmp_path}/v/0/a", f"{tmp_path}/v/0", f"{tmp_path}/v", f"{tmp_path}"} == set(synced)
+    await store.settle(None)
+
+
+async def test_a_failed_sync_is_final(store, monkeypatch) -> None:
+    await store.put("v/a", b"x", durable=False)
+
+    def broken(_descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(tree.os, "fsync", broken)
+    with pytest.raises(StoreError) as caught:
+        await store.settle(["v/a"])
+    assert not caught.value.retryable

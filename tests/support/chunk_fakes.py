@@ -30,6 +30,8 @@ class FakeStore:
     seed: int = 0
     objects: dict[str, bytes] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
+    loose: set[str] = field(default_factory=set)
+    """Objects that a power cut would take."""
     running: int = 0
     most: int = 0
     gate: asyncio.Event | None = None
@@ -61,12 +63,21 @@ class FakeStore:
         end = None if length is None else offset + length
         return self.objects[key][offset:end]
 
-    async def put(self, key, body):
+    async def put(self, key, body, *, durable=True):
         before = bytes(body)
         await self._pause("put", key)
         assert bytes(body) == before, "a block changed while it was uploaded"
         assert self.objects.get(key, before) == before, "an object was rewritten differently"
         self.objects[key] = before
+        if durable:
+            self.loose.discard(key)
+        else:
+            self.loose.add(key)
+
+    async def settle(self, keys):
+        if keys is not None:
+            await self._pause("settle", "")
+        self.loose -= set(self.loose if keys is None else keys)
 
     async def delete(self, key):
         await self._pause("delete", key)
@@ -121,7 +132,7 @@ class FakeMeta:
         self.next_id += 1
         return self.next_id - 1
 
-    async def read_slices(self, ino, index):
+    async def read_slices(self, ino, index, *, known=False):
         self.reads += 1
         await self._pause()
         found = list(self.lists.get((ino, index), ()))

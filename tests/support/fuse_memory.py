@@ -25,8 +25,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from jfsd.meta.codec import encode_attr
 from jfsd.types import Attr, NodeType
-from jfsd.vfs.dirs import DirEntry, Node, cookie_of
+from jfsd.vfs.dirs import Node, Page, cookie_of, place_after
 from jfsd.vfs.ports import Opened, PosixLock, StatFs
 
 TYPES = {
@@ -69,6 +70,9 @@ class MemoryVfs:
         self.fh_owners = {}
         if self.state and Path(self.state).exists():
             self.__dict__.update(pickle.loads(Path(self.state).read_bytes()))
+
+    def attr_valid_s(self, _ino: int) -> float:
+        return self.attr_timeout_s
 
     def log(self, **fields):
         if self.options.get("log"):
@@ -374,14 +378,16 @@ class MemoryVfs:
     async def opendir(self, caller, ino):
         return ino
 
-    async def readdir(self, fh, cookie):
+    async def readdir(self, fh, cookie, *, plus=True):
         own = self.attrs[fh]
         rows = [
-            DirEntry(name, self.node(ino), cookie_of(name)) for name, ino in self.names[fh].items()
+            (cookie_of(name), name, ino, self.attrs[ino]) for name, ino in self.names[fh].items()
         ]
-        rows.sort(key=lambda row: row.next_cookie)
-        dots = [DirEntry(b".", Node(fh, own), 1), DirEntry(b"..", Node(fh, own), 2)]
-        return [row for row in dots + rows if row.next_cookie > cookie]
+        rows = [(1, b".", fh, own), (2, b"..", fh, own), *sorted(rows, key=lambda row: row[0])]
+        cookies, names, inos, attrs = map(list, zip(*rows, strict=True))
+        records = [encode_attr(attr) for attr in attrs] if plus else None
+        page = Page(cookies, names, inos, bytes(attr.type for attr in attrs), records)
+        return page, place_after(page, cookie)
 
     async def releasedir(self, fh):
         pass

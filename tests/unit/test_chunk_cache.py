@@ -382,3 +382,19 @@ async def test_memory_cache_is_bounded():
     assert cache.used_bytes == 90
     cache.remove(name(1, 30))
     assert cache.used_bytes == 60
+
+
+async def test_a_block_is_read_from_the_queue_until_its_file_is_written(tmp_path):
+    async with Opened(tmp_path) as cache:
+        path = name(1, 5)
+        cache.put(path, b"hello")
+        assert cache.get_now(path, 1, 3) == b"ell"
+        assert not list(tmp_path.rglob("*_0_5"))
+        await written(cache)
+        assert list(tmp_path.rglob("*_0_5"))
+        assert cache.get_now(path, 1, 3) == b"ell"
+        cache.put(name(2, 5), b"other")
+        cache.remove(name(2, 5))
+        assert cache.get_now(name(2, 5), 0, 5) is None
+        await written(cache)
+        assert [each.name for each in tmp_path.rglob("*_0_5")] == ["1_0_5"]

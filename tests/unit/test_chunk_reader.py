@@ -215,8 +215,8 @@ async def test_list_invalidated_while_it_is_read_is_read_again():
         foreign_file(stack, 1, b"a" * 100)
         read_slices, gate = stack.meta.read_slices, asyncio.Event()
 
-        async def slow(*args):
-            found = await read_slices(*args)
+        async def slow(*args, **how):
+            found = await read_slices(*args, **how)
             await gate.wait()
             return found
 
@@ -235,8 +235,8 @@ async def test_commit_while_the_list_is_read_is_not_lost():
         foreign_file(stack, 1, b"a" * 100)
         read_slices, gate = stack.meta.read_slices, asyncio.Event()
 
-        async def slow(*args):
-            found = await read_slices(*args)
+        async def slow(*args, **how):
+            found = await read_slices(*args, **how)
             await gate.wait()
             return found
 

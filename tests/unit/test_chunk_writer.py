@@ -178,10 +178,10 @@ async def test_length_never_exposes_a_gap():
         first = asyncio.Event()
         put = stack.store.put
 
-        async def slow_first(key, body):
+        async def slow_first(key, body, **how):
             if "/1_" in key:
                 await first.wait()
-            await put(key, body)
+            await put(key, body, **how)
 
         stack.store.put = slow_first
         await stack.writer.write(1, CHUNK_SIZE - 10, b"a" * 30)
@@ -294,7 +294,7 @@ async def test_full_store_is_told_as_such():
     async with Stack(retry_s=60) as stack:
         put = stack.store.put
 
-        async def full(key, body):
+        async def full(key, body, **how):
             raise StoreFullError(key)
 
         stack.store.put = full

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] and ARGV[1…8]: see lib/op.lua
 -- ARGV  9 inode  10 parent  11 name  12 sid, '' none
--- Result {0, attr}
+-- Result {0, attr} and, but for a repeat, the parent's attr
 -- Errors ENOENT EPERM EDQUOT ENOTDIR EEXIST
 --@include op
 --@include account
@@ -38,7 +38,8 @@ else
 end
 call('SET', P .. 'i' .. ino, a)
 call('HSET', P .. 'd' .. dir, name, string.char(kind(a)) .. octets(ino))
-call('SET', P .. 'i' .. dir, touched(up, 0))
+up = touched(up, 0)
+call('SET', P .. 'i' .. dir, up)
 dir_stats(dir, hi, lo, bytes, 1)
 chain_add(chain, bytes, 1)
-return record({0, a})
+return record({0, a}, up)

@@ -4,7 +4,7 @@
 -- ARGV  9 parent  10 name  11 new inode  12 type  13 mode  14 umask  15 uid  16 gid  17 rdev
 --      18 symlink target  19 what an existing name means: '' an error, 'reuse' a regular file is
 --      the result  20 sid: not '', then a file without a name, sustained by that session
--- Result {0, inode, attr, created 1|0}
+-- Result {0, inode, attr, created 1|0} and, but for a repeat, the parent's attr if it changed
 -- Errors ENOENT ENOTDIR EPERM EDQUOT ENOSPC EIO, {EEXIST, inode, attr or ''}
 --@include op
 --@include account
@@ -77,7 +77,8 @@ if unnamed then
   call('SADD', P .. 'session' .. ARGV[20], ino)
   return record({0, ino, attr, 1})
 end
-call('SET', P .. 'i' .. dir, touched(up, type_ == DIRECTORY and 1 or 0))
+up = touched(up, type_ == DIRECTORY and 1 or 0)
+call('SET', P .. 'i' .. dir, up)
 call('HSET', P .. 'd' .. dir, name, string.char(type_) .. ino8)
 if type_ == SYMLINK then call('SET', P .. 's' .. ino, ARGV[18]) end
 if type_ == DIRECTORY then
@@ -87,4 +88,4 @@ if type_ == DIRECTORY then
 end
 dir_stats(dir, 0, 0, 4096, 1)
 chain_add(chain, 4096, 1)
-return record({0, ino, attr, 1})
+return record({0, ino, attr, 1}, up)

@@ -7,7 +7,8 @@
 --      17 inodes open here ' 12 34 ', or '?': not said  18 inode that 17 speaks of, '' any
 --      19 moved directory '' or its inode  20 bytes and  21 inodes of its tree, itself included
 --      22…24 the same of the directory that it is exchanged with
--- Result {0, inode, replaced inode or '', length of data to delete or '', sustained 1|0}
+-- Result {0, inode, replaced inode or '', length of data to delete or '', sustained 1|0} and, but
+--        for a repeat, the attr of the target directory and, if another, of the source
 --        {-2, inode} nothing was done: is this inode open?
 --        {-3, inode or '', inode or ''} nothing was done: how large are these trees?
 -- Errors ENOENT EEXIST ENOTDIR EISDIR EPERM EINVAL EACCES ENOTEMPTY EDQUOT
@@ -190,7 +191,10 @@ end
 a = with_ctime(a)
 if not same then
   if parent(a) ~= NO_PARENT then a = with_parent(a, octets(dst)) else move_parents(ino, src, dst) end
-  if #src < 19 then call('SET', P .. 'i' .. src, touched(ps, ps_links)) end
+  if #src < 19 then
+    ps = touched(ps, ps_links)
+    call('SET', P .. 'i' .. src, ps)
+  end
   dir_stats(src, -hi, -lo, -bytes, -1)
   dir_stats(dst, hi, lo, bytes, 1)
   chain_add(losing, -tree_bytes, -tree_inodes)
@@ -201,10 +205,12 @@ if not same then
     chain_add(losing, d_tree_bytes, d_tree_inodes)
     chain_add(gaining, -d_tree_bytes, -d_tree_inodes)
   end
-  call('SET', P .. 'i' .. dst, touched(pd, pd_links))
+  pd = touched(pd, pd_links)
+  call('SET', P .. 'i' .. dst, pd)
 elseif #dst < 19 then
-  call('SET', P .. 'i' .. dst, touched(pd, ps_links + pd_links))
+  pd = touched(pd, ps_links + pd_links)
+  call('SET', P .. 'i' .. dst, pd)
 end
 call('SET', P .. 'i' .. ino, a)
 call('HSET', P .. 'd' .. dst, new_name, entry)
-return record({0, ino, replaced, freed, sustained})
+return record({0, ino, replaced, freed, sustained}, pd, not same and ps)

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] and ARGV[1…8]: see lib/op.lua
 -- ARGV  9 parent  10 name  11 caller's uid  12 trash hour, '' deletes for real
--- Result {0, inode, attr of the directory before, or ''}
+-- Result {0, inode, attr of the directory before, or ''} and, but for a repeat, the parent's attr
 -- Errors ENOENT ENOTDIR EPERM ENOTEMPTY EACCES
 --@include op
 --@include trash
@@ -22,7 +22,10 @@ if not a or skips_trash(a) then hour = '' end
 local chain = quota_chain(dir)
 
 call('HDEL', P .. 'd' .. dir, name)
-if #dir < 19 then call('SET', P .. 'i' .. dir, touched(up, -1)) end
+if #dir < 19 then
+  up = touched(up, -1)
+  call('SET', P .. 'i' .. dir, up)
+end
 dir_stats(dir, 0, 0, -4096, -1)
 chain_add(chain, -4096, -1)
 for _, key in ipairs({'dirDataLength', 'dirUsedSpace', 'dirUsedInodes',
@@ -39,4 +42,4 @@ else
   count(-4096, -1)
   if a and dir ~= TRASH_TEXT then owners_add(u32(a, 4), u32(a, 8), -4096, -1) end
 end
-return record({0, ino, a or ''})
+return record({0, ino, a or ''}, up)

@@ -3,7 +3,8 @@
 -- KEYS[1] and ARGV[1…8]: see lib/op.lua
 -- ARGV  9 parent  10 name  11 caller's uid  12 sid, '' none  13 trash hour, '' deletes for real
 --      14 inodes open here ' 12 34 ', or '?': not said  15 inode that 14 speaks of, '' any
--- Result {0, inode, attr or '', length of data to delete or '', sustained 1|0}
+-- Result {0, inode, attr or '', length of data to delete or '', sustained 1|0} and, but for a
+--        repeat, the parent's attr
 --        {-2, inode} nothing was done: is this inode open?
 -- Errors ENOENT ENOTDIR EPERM EACCES
 --@include op
@@ -42,7 +43,10 @@ end
 local chain = quota_chain(dir)
 
 call('HDEL', P .. 'd' .. dir, name)
-if #dir < 19 then call('SET', P .. 'i' .. dir, touched(up, 0)) end
+if #dir < 19 then
+  up = touched(up, 0)
+  call('SET', P .. 'i' .. dir, up)
+end
 local hi, lo = 0, 0
 if a then hi, lo = data_length(a) end
 local bytes = space(hi, lo)
@@ -71,4 +75,4 @@ else
     freed, sustained = delete_node(ino, type_, a, ARGV[12], ARGV[14])
   end
 end
-return record({0, ino, a or '', freed, sustained})
+return record({0, ino, a or '', freed, sustained}, up)

@@ -21,7 +21,10 @@ do
 end
 
 -- Keeps the full result for a repeat, and returns it. Last write of a script.
-local function record(result)
+-- `news` is true now and not at a repeat: it is added to what is returned and not kept.
+local function record(result, news, more)
   if ARGV[3] ~= '0' then call('HSET', KEYS[1], ARGV[3], cmsgpack.pack(result)) end
+  if news then result[#result + 1] = news end
+  if more then result[#result + 1] = more end
   return result
 end
