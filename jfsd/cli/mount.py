@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -92,8 +93,11 @@ def _mount_background(
         settings,
         _arguments(source),
         tuple(filter(None, words)),
+        source.left_to_file,
     )
     outcome = mount_background(wanted)
+    for change in outcome.set_aside:
+        click.echo(f"jfsd: {change}: takes effect after umount and a new mount", err=True)
     if outcome.took_over:
         phases = " ".join(f"{k}={v}" for k, v in outcome.phases.items() if k.endswith("_ms"))
         click.echo(f"jfsd: server {outcome.server} has taken over {place} ({phases})")
@@ -112,9 +116,12 @@ def _check_place(mountpoint: str, settings: MountSettings) -> str:
     from jfsd.daemon.takeover import FUSE, INIT  # noqa: PLC0415
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
-    place = mounting.resolve(mountpoint)
     if not {FUSE, INIT}.isdisjoint(promised()):
-        return place  # a live mount is handed to us: nobody serves it, so nobody may look at it
+        # A live mount is handed to us: nobody serves it, so nobody may look at it.
+        with suppress(RefusedError):  # it says itself where it is
+            return mounting.resolve(mountpoint)
+        return mountpoint
+    place = mounting.resolve(mountpoint)
     mounting.check_mountpoint(place, nonempty=settings.fuse.nonempty)
     _check_privilege(place, settings)
     return place

@@ -27,6 +27,9 @@ _KERNEL = frozenset(
 )
 """Words that mount(2) knows and that we pass on as they are."""
 
+_USUAL = frozenset({"nosuid", "nodev", "exec", "atime", "diratime", "relatime"})
+"""Of these, what is so without the word."""
+
 _OURS = frozenset({"ro", "rw", "nonempty", "allow_other", "no_allow_other"})
 _SILENT = frozenset(
     {
@@ -89,6 +92,23 @@ def parse_fuse_options(words: Iterable[str]) -> FuseOptions:
         kernel=tuple(sorted(kernel)),
         valued=dict(_split(word) for word in seen if "=" in word and not word.startswith("x-")),
     )
+
+
+def effective_words(words: Iterable[str]) -> tuple[str, ...]:
+    """Return what the words come to, in one form: two that are equal make the same mount.
+
+    Order, repetition, and words without effect on a mount that is there do not matter. `ro`
+    is not in it: `--read-only` is the same.
+
+    Raises:
+        RefusedError: As `parse_fuse_options`.
+    """
+    options = parse_fuse_options(words)
+    found = set(options.kernel) - _USUAL
+    if options.allow_other is not None:
+        found.add("allow_other" if options.allow_other else "no_allow_other")
+    found.update(f"{name}={value}" for name, value in options.valued.items())
+    return tuple(sorted(found))
 
 
 def check_allow_other(options: FuseOptions, euid: int, fuse_conf: str) -> None:

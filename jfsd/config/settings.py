@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jfsd.config.address import DEFAULT, parse_address
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Flag, Value
-from jfsd.config.fuseopts import FuseOptions, parse_fuse_options
+from jfsd.config.fuseopts import FuseOptions, effective_words, parse_fuse_options
 from jfsd.errors import ExitCode, RefusedError
 
 MEMORY_CACHE = "memory"
@@ -79,6 +79,10 @@ class MountSettings:
         found: Value = getattr(self, flag.field)
         return found
 
+    def effective(self, flag: Flag) -> Value:
+        """Return the value of an option in one form: equal ones have the same effect."""
+        return effective_words(self.fuse_options) if flag.name == "o" else self.value(flag)
+
     def taking(self, names: Iterable[str], other: MountSettings) -> MountSettings:
         """Return these settings, with the options of these names as `other` has them."""
         fields: dict[str, Any] = {BY_NAME[name].field: other.value(BY_NAME[name]) for name in names}
@@ -141,9 +145,14 @@ class Difference(NamedTuple):
 def diff(before: MountSettings, after: MountSettings) -> list[Difference]:
     """Return the options that differ, in the order of the rows."""
     return [
-        Difference(flag.option, flag.show(old), flag.show(new), flag.change)
+        Difference(
+            flag.option,
+            flag.show(before.value(flag)),
+            flag.show(after.value(flag)),
+            flag.change,
+        )
         for flag in MOUNT_FLAGS
-        if (old := before.value(flag)) != (new := after.value(flag))
+        if before.effective(flag) != after.effective(flag)
     ]
 
 

@@ -55,6 +55,18 @@ class Source:
             raise self._missing(MOUNTPOINT, "/mnt/jfs")
         return Wanted(meta_url, mountpoint, settings)
 
+    @property
+    def left_to_file(self) -> tuple[str, ...]:
+        """Names of the fixed options that a file decides on: a live mount may keep its own.
+
+        Who asks for something on the command line wants just that, or nothing.
+        """
+        said = set(self.overrides)
+        if "o" in said:
+            said.add("read-only")
+        fixed = (flag.name for flag in MOUNT_FLAGS if flag.change is Change.FIXED)
+        return tuple(name for name in fixed if self.config and name not in said)
+
     def as_dict(self) -> dict[str, Any]:
         """Return all but the URL as JSON can hold it; `from_dict` reads it back."""
         return {

@@ -26,7 +26,7 @@ from jfsd import __version__
 from jfsd.config.credentials import with_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings
-from jfsd.config.source import Source, Wanted, given
+from jfsd.config.source import Source, Wanted, differences, given
 from jfsd.config.volume import Volume
 from jfsd.daemon.answers import Answers, reloading, upgrading
 from jfsd.daemon.control import Control
@@ -55,6 +55,7 @@ from jfsd.daemon.takeover import (
     Takeover,
     check_same_mount,
     fixed_options,
+    keeping_fixed,
     park,
     take_over,
     unpark,
@@ -140,6 +141,7 @@ class _Server:
         self._waits_for = "its turn"
         self._untold: Callable[[], None] | None = None
         self._hangup = False
+        self._set_aside = ""
 
     @property
     def _goes_on(self) -> bool:
@@ -154,6 +156,7 @@ class _Server:
             self._fresh = found
         else:
             self._takeover = found
+        self._keep_fixed()
         self._on_early_signals()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_early_hangup)
         async with AsyncExitStack() as stack:
@@ -218,6 +221,27 @@ class _Server:
         return self._verdict()
 
     # -- start --------------------------------------------------------------------------------
+
+    def _keep_fixed(self) -> None:
+        """Go on with a live mount as it was made, if it is a file that says otherwise by now.
+
+        Refused is what a command line says: there somebody sees the refusal.
+        """
+        if self._takeover is None or not self._source.config:
+            return
+        header = self._takeover.state.header
+        asked = Wanted(self._meta_url, self._mountpoint, self._settings)
+        if not self._source.mountpoint:
+            self._mountpoint = header.mountpoint
+            self._control = Control(self._mountpoint)
+        self._settings = keeping_fixed(self._settings, header)
+        kept = Wanted(self._meta_url, self._mountpoint, self._settings)
+        if found := differences(kept, asked):
+            self._set_aside = (
+                f"fixed while mounted: {', '.join(map(str, found))};"
+                " takes effect after an unmount (systemctl stop and start)"
+            )
+            log.warning("%s", self._set_aside)
 
     async def _ask_for_time(self) -> None:
         """Let the keeper wait: a start takes as long as Redis or the store are away."""
@@ -440,7 +464,7 @@ class _Server:
             if self._takeover is None:
                 state.change(init_out=kernel.init_out)
             push()
-            self._notifier.ready(f"serving {volume.name}")
+            self._notifier.ready("; ".join(filter(None, (reload.status, self._set_aside))))
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
             self._listen(watching, kernel)
             log.info(

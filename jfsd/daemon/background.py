@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from jfsd.config.credentials import with_credentials
-from jfsd.config.settings import MountSettings
+from jfsd.config.settings import Difference, MountSettings, diff
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import HolderClient
 from jfsd.daemon.holder_place import HeldError, HolderError, Place
 from jfsd.daemon.program import module_command
 from jfsd.daemon.state import read_header
-from jfsd.daemon.takeover import STATE, check_same_mount
+from jfsd.daemon.takeover import STATE, check_same_mount, keeping_fixed
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.fuse import mount as mounting
 
@@ -45,6 +45,8 @@ class Background:
     """Options of the server's command line, without relative paths."""
     words: Sequence[str]
     """META-URL and MOUNTPOINT, but for what a configuration file says."""
+    may_keep: Sequence[str] = ()
+    """Fixed options in which a mount that is live may differ, since a file asks for them."""
 
     def command(self, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
         """Return the server's command line and environment; no secret is an argument."""
@@ -62,6 +64,8 @@ class Outcome:
     server: int
     took_over: bool
     phases: dict[str, Any]
+    set_aside: Sequence[Difference] = ()
+    """Options of the file that the mount, which was there, cannot take."""
 
 
 def mount_background(wanted: Background) -> Outcome:
@@ -119,17 +123,17 @@ def _find_holder(mountpoint: str) -> HolderClient | None:
 def _take_over(holder: HolderClient, wanted: Background) -> Outcome:
     if holder.status()["stopping"]:
         raise _busy(wanted.mountpoint)
-    _check_live(holder, wanted)
+    set_aside = _check_live(holder, wanted)
     argv, env = wanted.command(os.environ)
     try:
         answer = holder.upgrade(argv, env, warm=True, ready_s=_START_S)
     except HolderError as error:
         raise refusal(error) from error
-    return Outcome(answer["pid"], True, answer["phases"])
+    return Outcome(answer["pid"], True, answer["phases"], set_aside)
 
 
-def _check_live(holder: HolderClient, wanted: Background) -> None:
-    """Return if the mount that is live can be served as it is wanted."""
+def _check_live(holder: HolderClient, wanted: Background) -> list[Difference]:
+    """Return if the mount that is live can be served as it is wanted, and but for what."""
     kept = holder.descriptors()
     try:
         fds = [fd for name, fd in kept if name == STATE]
@@ -140,7 +144,9 @@ def _check_live(holder: HolderClient, wanted: Background) -> None:
         for _, fd in kept:
             os.close(fd)
     uuid = asyncio.run(_volume_uuid(wanted.meta_url))
-    check_same_mount(header, wanted.mountpoint, uuid, wanted.settings)
+    settings = keeping_fixed(wanted.settings, header, wanted.may_keep)
+    check_same_mount(header, wanted.mountpoint, uuid, settings)
+    return diff(settings, wanted.settings)
 
 
 async def _volume_uuid(meta_url: str) -> str:

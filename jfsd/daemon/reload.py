@@ -224,14 +224,15 @@ class Reload:
             now: What is mounted where (resolved), and what it goes by.
             tuner: What to apply it to.
             notifier: Told of the beginning and the end.
-            status: What the service says of itself when there is nothing else to say.
+            status: See there.
             on_change: Told what the mount goes by after a reload that applied something.
         """
         self._source = source
         self._tuner = tuner
         self._notifier = notifier
         self._now = now
-        self._status = status
+        self.status = status
+        """What the service says of itself when there is nothing else to say."""
         self._on_change = on_change
         self._again = False
         self._task: asyncio.Task[None] | None = None
@@ -266,7 +267,7 @@ class Reload:
                 report = await self._reload()
             finally:
                 self.last = report
-                status = self._status if report.complete else f"{self._status}; {report}"
+                status = self.status if report.complete else f"{self.status}; {report}"
                 await asyncio.to_thread(self._notifier.ready, status)
             log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
             return report

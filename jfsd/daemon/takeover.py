@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jfsd.config.flags import MOUNT_FLAGS, Change
-from jfsd.config.settings import MountSettings
+from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change
+from jfsd.config.settings import MountSettings, settings_from
 from jfsd.daemon.holder_store import Kept
 from jfsd.daemon.state import Header, State, StateError
 from jfsd.errors import ExitCode, RefusedError
@@ -85,6 +85,10 @@ def write_refusal(error: RefusedError) -> int:
     return _write({"refused": [int(error.exit_code), error.value, error.rule, error.mend]})
 
 
+FIXED = tuple(flag.name for flag in MOUNT_FLAGS if flag.change is Change.FIXED)
+"""Names of the options that a live mount cannot change."""
+
+
 def take_over(notifier: Notifier) -> Takeover | Fresh | None:
     """Return the mount that was handed to this process, or None if it shall make one.
 
@@ -117,10 +121,32 @@ def take_over(notifier: Notifier) -> Takeover | Fresh | None:
 def fixed_options(settings: MountSettings) -> dict[str, Any]:
     """Return the options that the kernel fixed at mount time, as they are kept in the state."""
     return {
-        flag.option: str(getattr(settings, flag.field))
+        flag.option: flag.show(settings.effective(flag))
         for flag in MOUNT_FLAGS
         if flag.change is Change.FIXED
     }
+
+
+def keeping_fixed(
+    settings: MountSettings, header: Header, names: Iterable[str] = FIXED
+) -> MountSettings:
+    """Return the settings with those of the fixed options that the live mount has.
+
+    Args:
+        settings: What is asked for now.
+        header: What is kept of the mount.
+        names: Which fixed options may stay as they are although something else is asked for.
+
+    Raises:
+        RefusedError: The mount has options that this version does not know.
+    """
+    wanted = fixed_options(settings)
+    values = {flag.name: settings.value(flag) for flag in MOUNT_FLAGS}
+    for flag in (BY_NAME[name] for name in names):
+        kept = header.options.get(flag.option)
+        if kept is not None and kept != wanted[flag.option]:
+            values[flag.name] = flag.parse(kept)
+    return settings_from(values)
 
 
 def check_same_mount(
