@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from jfsd.cli.source import absolute, configured, is_url
 from jfsd.config.file import SUFFIX
-from jfsd.config.flags import BY_NAME, Flag, Kind
+from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Flag, Kind
 from jfsd.config.fuseopts import parse_fuse_options
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 
@@ -35,6 +35,10 @@ _NOT_OURS = frozenset(
     )
 )
 """Words for those who read fstab; `rw` is what mount(8) says when nothing else is said."""
+
+_BY_WORD = {flag.opposite.removeprefix("--"): flag for flag in MOUNT_FLAGS if flag.opposite} | {
+    name: flag for name, flag in BY_NAME.items() if len(name) > 1
+}
 
 
 @dataclass(slots=True)
@@ -124,22 +128,14 @@ def _config(request: Request) -> str:
 
 
 def _flag(name: str) -> Flag | None:
-    """Return the option of this name, or that `no-` in front of a switch names."""
-    if len(name) == 1:
-        return None
-    flag = BY_NAME.get(name)
-    if flag is None and (off := BY_NAME.get(name.removeprefix("no-"))) is not None:
-        return off if off.kind is Kind.SWITCH else None
-    return flag
+    """Return the option of this name, or the switch that it takes back."""
+    return _BY_WORD.get(name)
 
 
 def _argument(flag: Flag, word: str) -> str:
     name, given, value = word.partition("=")
     if flag.kind is Kind.SWITCH:
-        on = (name == flag.name) == bool(flag.parse(value or "true"))
-        if not on and not flag.default_value:
-            raise RefusedError(ExitCode.USAGE, f"-o {word}", "is so by itself", "leave it out")
-        return flag.argument(on)
+        return flag.argument((name == flag.name) == bool(flag.parse(value or "true")))
     if not given:
         raise RefusedError(ExitCode.USAGE, f"-o {name}", "needs a value", f"give {name}=...")
     return flag.argument(flag.parse(value))

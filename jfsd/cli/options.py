@@ -47,8 +47,9 @@ class FlagType(click.ParamType[Value]):
 def flag_option(flag: Flag) -> Callable[[Decorated], Decorated]:
     """Return the decorator that adds the row's option; its parameter is the row's field."""
     if flag.kind is Kind.SWITCH:
-        # A switch that is on by default is only worth typing to switch it off.
-        names = f"{flag.option}/--no-{flag.name}" if flag.default_value else flag.option
+        # What is off by default is only worth switching off where a file may have it on.
+        both = flag.default_value or BY_NAME.get(flag.name) is flag
+        names = f"{flag.option}/{flag.opposite}" if both else flag.option
         return click.option(
             names, flag.field, is_flag=True, default=None, help=flag.help + _default_text(flag)
         )

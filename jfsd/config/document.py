@@ -161,8 +161,8 @@ def _tables(flags: Sequence[Flag]) -> Iterator[str]:
 
 
 def _option(flag: Flag) -> str:
-    if flag.kind is Kind.SWITCH and flag.default_value:
-        return f"`{flag.option}`, `--no-{flag.name}`"
+    if flag.kind is Kind.SWITCH and (flag.default_value or flag in MOUNT_FLAGS):
+        return f"`{flag.option}`, `{flag.opposite}`"
     return f"`{flag.option} {flag.metavar}`" if flag.metavar else f"`{flag.option}`"
 
 

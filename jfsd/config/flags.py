@@ -81,6 +81,18 @@ class Flag:
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
 
     @property
+    def opposite(self) -> str:
+        """The option that takes a switch back; "" for what is none."""
+        if self.kind is not Kind.SWITCH:
+            return ""
+        return f"--{self.name.removeprefix('no-')}" if self.negated else f"--no-{self.name}"
+
+    @property
+    def negated(self) -> bool:
+        """Whether the option is the absence of something, as `--no-bgjob` is."""
+        return self.name.startswith("no-")
+
+    @property
     def key(self) -> str:
         """The name in a configuration file."""
         return self.alias or self.name
@@ -128,7 +140,7 @@ class Flag:
     def argument(self, value: Value) -> str:
         """Return the one word that gives this option `value` on a command line."""
         if self.kind is Kind.SWITCH:
-            return self.option if value else f"--no-{self.name}"
+            return self.option if value else self.opposite
         return f"{self.option}{'' if len(self.name) == 1 else '='}{self.show(value)}"
 
     def refusal(self, text: str, rule: str) -> RefusedError:

@@ -39,8 +39,9 @@ def test_every_option_has_its_long_name(flag) -> None:
         return
     text = flag.default or (flag.choices or ("word",))[-1]
     if flag.kind is Kind.SWITCH:
-        word = f"no-{flag.name}" if flag.default_value else flag.name
-        assert command(URL, "/m", "-o", word)[2] == f"--{word}"
+        for word in (flag.option.lstrip("-"), flag.opposite.lstrip("-")):
+            assert command(URL, "/m", "-o", word)[2] == f"--{word}"
+        assert command(URL, "/m", "-o", f"{flag.name}=no")[2] == flag.opposite
     else:
         found = command(URL, "/m", "-o", f"{flag.name}={text}")[2]
         option, _, value = found.partition("=")
@@ -71,7 +72,6 @@ def test_an_instance_a_file_and_a_place_name_a_configuration(
         ("noatim", "did you mean noatime?"),
         ("cache-size", "-o cache-size: needs a value; give cache-size=..."),
         ("cache-size=lots", "--cache-size 'lots': is not a size"),
-        ("read-only=no", "is so by itself; leave it out"),
         ("remount", "change its configuration and reload it"),
         ("writeback_cache", "is not implemented"),
     ],

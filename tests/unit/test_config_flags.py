@@ -32,6 +32,17 @@ def test_there_is_no_setting_without_a_row():
     assert fields == {flag.field for flag in MOUNT_FLAGS}
 
 
+def test_a_switch_can_be_taken_back():
+    switches = {flag.option: flag.opposite for flag in MOUNT_FLAGS if flag.opposite}
+    assert switches == {
+        "--read-only": "--no-read-only",
+        "--enable-xattr": "--no-enable-xattr",
+        "--no-bgjob": "--bgjob",
+        "--no-syslog": "--syslog",
+    }
+    assert BY_NAME["no-bgjob"].argument(False) == "--bgjob"
+
+
 @pytest.mark.parametrize("flags", [MOUNT_FLAGS, FORMAT_FLAGS], ids=["mount", "format"])
 def test_no_name_and_no_field_is_used_twice(flags):
     assert len({flag.name for flag in flags}) == len(flags)

@@ -121,6 +121,33 @@ def wanted(url: str = "redis://h", mountpoint: str = "/m", **fields: object) -> 
     return Wanted(url, mountpoint, MountSettings(**fields))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("noatime,noexec", "noexec,noatime,noatime"),
+        ("", "_netdev,nofail,defaults,x-systemd.automount,nonempty"),
+        ("", "nosuid,nodev,exec,atime,diratime,relatime,rw"),
+        ("fsname=b", "fsname=a,fsname=b"),
+    ],
+)
+def test_mount_options_that_come_to_the_same_do_not_differ(one: str, other: str) -> None:
+    before, after = (wanted(fuse_options=tuple(words.split(","))) for words in (one, other))
+    assert differences(before, after) == []
+
+
+@pytest.mark.parametrize("word", ["noatime", "suid", "allow_other", "max_read=4096", "sync"])
+def test_mount_options_with_an_effect_differ(word: str) -> None:
+    (found,) = differences(wanted(), wanted(fuse_options=(word,)))
+    assert str(found) == f"-o (none) -> {word}"
+
+
+def test_a_live_mount_may_keep_what_a_file_alone_says() -> None:
+    assert Source("/f", "", "", {}).left_to_file == ("o", "read-only", "subdir", "enable-xattr")
+    assert Source("/f", "", "", {"o": ("sync",)}).left_to_file == ("subdir", "enable-xattr")
+    assert Source("/f", "", "", {"subdir": "x"}).left_to_file == ("o", "read-only", "enable-xattr")
+    assert Source("", "redis://h", "/m").left_to_file == ()
+
+
 def test_differences_are_told_with_when_they_take_effect() -> None:
     before = wanted(fuse_options=("noatime",))
     after = wanted("redis://g", "/n", attr_cache_s=60.0, cache_size_bytes=0)
