@@ -41,6 +41,8 @@ class ExitCode(IntEnum):
     """The mount is there, and no server of it answers."""
     NOT_APPLIED = 16
     """Some options of a configuration that was read again did not take effect."""
+    NOT_SMOOTH = 17
+    """A reload or restart would fail, or not bring about all that is configured."""
 
 
 FINAL = frozenset(

@@ -16,7 +16,8 @@ from typing import cast
 
 import click
 
-from jfsd.errors import FINAL, ExitCode, JfsdError, RefusedError
+from jfsd.cli.mends import line_of
+from jfsd.errors import FINAL, ExitCode, JfsdError
 from jfsd.systemd.fdstore import promised
 from jfsd.systemd.unit import under_systemd
 
@@ -24,6 +25,7 @@ VERBS = {
     "format": "Create a volume, or change what may change of it.",
     "mount": "Serve a volume at a directory, in the foreground.",
     "umount": "Take a mount away.",
+    "check": "Say whether a reload, restart or upgrade would be smooth.",
     "drain": "Have everything stored that was written, while the mount is served.",
     "reload": "Have a server read its configuration again.",
     "status": "Show a volume's setting, sessions and usage, and a mount, as JSON.",
@@ -41,12 +43,6 @@ INTERRUPTED = 130
 
 POSTPONE_S = 2.0
 """How long a server that refuses a live mount lets pass before the next one tries."""
-
-_MENDS = {
-    ExitCode.STORE_UNREACHABLE: "start the store, or mend the address of the bucket",
-    ExitCode.STORE_REFUSED: "mend the bucket's name, its permissions or the keys",
-}
-"""What to do about errors of a library, which say only what is wrong."""
 
 
 class VerbGroup(click.Group):
@@ -132,10 +128,8 @@ def _run(arguments: list[str]) -> int:
         return _report(_usage_line(error), ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except RefusedError as error:
-        return _report(str(error), error.exit_code)
     except JfsdError as error:
-        return _report(f"{error}; {_MENDS.get(error.exit_code, 'try again')}", error.exit_code)
+        return _report(line_of(error), error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away; Python must not complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,6 +20,12 @@ DEADLINE_S = 20.0
 """A command waits so long for an answer; a mount waits longer."""
 
 
+def be_quiet() -> None:
+    """Log errors only, unless --log-level was given: what is tried again is for those who ask."""
+    if not logging.getLogger().handlers:
+        log.configure("error")
+
+
 @contextlib.asynccontextmanager
 async def opened_meta(
     meta_url: str, environ: Mapping[str, str] = os.environ
@@ -30,9 +36,7 @@ async def opened_meta(
         RefusedError: The URL is wrong (USAGE), or the server does not answer
             (META_UNREACHABLE).
     """
-    if not logging.getLogger().handlers:
-        # A command says one line; what it tries again meanwhile is for those who ask.
-        log.configure("error")
+    be_quiet()
     url = parse_meta_url(meta_url, with_credentials(environ))
     connection = Connection(url, deadline_s=DEADLINE_S)
     await connection.open()

@@ -30,6 +30,7 @@ EXIT_CODES = {
     ExitCode.NOT_STORED: "Not everything is in the store yet; what was written is kept.",
     ExitCode.NO_SERVER: "The mount is there, and no server of it answers.",
     ExitCode.NOT_APPLIED: "A reload left some options as they were; the lines before say which.",
+    ExitCode.NOT_SMOOTH: "A check found something in the way of a smooth restart; lines say what.",
 }
 
 ENVIRONMENT = {
@@ -88,14 +89,15 @@ read by every user: `chmod o-rwx`. Better keep the password out of it, as a cred
 
 SIGHUP (`systemctl reload`) reads the file again, and the files of keys. What is *live* below is
 applied at once while programs go on; what is *fixed* is named and stays as it is. The status of
-the service says what a reload could not do; a file that cannot be read changes nothing.
+the service says what a reload could not do; a file that cannot be read changes nothing. A restart
+leaves what is *fixed* as it is, too, and says so. `jfsd check mnt-jfs` tells all of it beforehand.
 
 """
 
 _CHANGE_NOTE = """\
 The column *change* says when another value takes effect: *live* at a reload, without a pause;
-*fixed* after an unmount and a new mount, because the kernel was told at mount time. Another
-metadata URL of the same volume takes effect at a restart of the service.
+*fixed* after an unmount and a new mount, because the kernel was told at mount time. Words of
+`-o` are compared by their effect. Another metadata URL of the same volume takes effect at a restart of the service.
 """
 
 _SECRETS_NOTE = """\

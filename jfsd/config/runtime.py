@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,20 @@ def unregister(mountpoint: str, pid: int) -> None:
 
 def find(mountpoint: str) -> MountRecord | None:
     """Return the record of what is mounted there; None if it is not ours or not readable."""
-    path = found_at(mountpoint, RECORD)
+    return _read(found_at(mountpoint, RECORD))
+
+
+def records() -> list[MountRecord]:
+    """Return all records that this user can read, newest first; a kill may have left some."""
+    paths: list[Path] = []
+    for directory in (runtime_directory(), SERVICE_DIRECTORY):
+        with suppress(OSError):
+            paths += directory.glob(f"*{RECORD}")
+    paths.sort(key=_changed_ns, reverse=True)
+    return [record for path in paths if (record := _read(path)) is not None]
+
+
+def _read(path: Path) -> MountRecord | None:
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
             return _record(json.load(file))

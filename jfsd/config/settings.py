@@ -129,6 +129,17 @@ def settings_from(values: Mapping[str, Value | None]) -> MountSettings:
     return MountSettings(**fields)
 
 
+def settings_from_texts(texts: Mapping[str, str]) -> MountSettings:
+    """Return the settings that `as_texts` described; what another version knows is left out.
+
+    Raises:
+        RefusedError: It has a value that this version does not take.
+    """
+    return settings_from(
+        {name: BY_NAME[name].parse(text) for name, text in texts.items() if name in BY_NAME}
+    )
+
+
 class Difference(NamedTuple):
     """One option that two settings disagree on, with both values as a person writes them."""
 

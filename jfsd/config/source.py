@@ -71,6 +71,7 @@ class Source:
         """Return all but the URL as JSON can hold it; `from_dict` reads it back."""
         return {
             "config": self.config,
+            "meta": bool(self.meta_url),
             "mountpoint": self.mountpoint,
             "overrides": {
                 name: BY_NAME[name].show(value) for name, value in self.overrides.items()
@@ -92,6 +93,8 @@ class Source:
                 )
             overrides[name] = BY_NAME[name].parse(text)
         config = str(fields.get("config", ""))
+        if not fields.get("meta", not config):
+            meta_url = ""  # the file says it
         return cls(config, meta_url, str(fields.get("mountpoint", "")), overrides)
 
     def _missing(self, key: str, example: str) -> RefusedError:

@@ -1,0 +1,102 @@
+"""What `jfsd check` foresees of a served mount, and that a restart then does just that."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from support import mounts
+from support.configured import Configured
+from support.held import mount_held
+from support.session import run, wait_until
+
+from jfsd.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.clients import Jfsd
+    from support.session import Session
+    from support.volume import Volume
+
+pytestmark = pytest.mark.jfsd_only
+
+
+@pytest.mark.promise(17)
+def test_a_check_foresees_what_a_reload_and_a_restart_do(
+    bed: Session, jfsd: Jfsd, new_volume: Callable[..., Volume]
+) -> None:
+    served = Configured(bed, jfsd, new_volume("file"), kept=True)
+    served.manager.close()
+
+    def check(*words: object) -> tuple[int, str]:
+        env = {**jfsd.env(), "JFSD_RUNTIME_DIR": str(served.runtime)}
+        done = run([jfsd.binary, "check", *words], env=env, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert check(served.path) == (0, "nothing differs\n")
+    assert check("--config", served.config) == (0, "nothing differs\n")
+    served.write(prefetch=4)
+    assert check(served.path) == (0, "takes effect at a reload: --prefetch 1 -> 4\n")
+    elsewhere = served.config.with_suffix(".new")
+    elsewhere.write_text(served.config.read_text() + '\nsubdir = "y"\n')
+    elsewhere.chmod(0o600)
+    code, said = check("--config", elsewhere, served.path)
+    assert (code, "needs an unmount: --subdir (none) -> y\n" in said) == (17, True)
+
+    served.write(subdir="x", options=["noexec", "_netdev"], read_only=True)
+    code, said = check("--json", served.path)
+    assert code == ExitCode.NOT_SMOOTH, said
+    found = json.loads(said)
+    assert {each["option"]: each["takes"] for each in found["changes"]} == dict.fromkeys(
+        ("-o", "--read-only", "--subdir"), "unmount"
+    )
+    assert (found["problems"], found["server"]["keeper"]) == ([], "another")
+
+    before = mounts.at(served.path)
+    with (served.path / "open").open("w+b", buffering=0) as file:
+        file.write(b"before")
+        os.kill(served.mounted.serving_pid(), signal.SIGUSR2)
+        served.await_log("(generation 2")
+        served.await_log("fixed while mounted: -o (none) -> noexec,_netdev, --read-only false")
+        file.write(b" after")
+        (served.path / "new").write_bytes(b"it is not read-only")
+    assert mounts.at(served.path) == before
+    assert served.options()["read-only"] == "false"
+
+    wait_until(lambda: mounts.waiting(served.path) == 0, 30, "answers")
+    os.kill(served.mounted.serving_pid(), signal.SIGSTOP)
+    try:  # whoever looks at the mount hangs now
+        code, said = check("--config", served.config)
+        assert (code, mounts.waiting(served.path)) == (17, 0)
+        assert "no server of it answers" in said
+    finally:
+        os.kill(served.mounted.serving_pid(), signal.SIGCONT)
+    served.write()
+    assert check(served.path) == (0, "nothing differs\n")
+    served.mounted.unmount()
+    served.volume.check()
+
+
+@pytest.mark.promise(11)
+def test_a_file_may_ask_for_what_a_command_line_may_not(
+    bed: Session, new_volume: Callable[..., Volume]
+) -> None:
+    config = bed.root / f"{bed.directory('m').name}.toml"
+    config.write_text("prefetch = 2\n")
+    held = mount_held(new_volume("file"), f"--config={config}")
+    former = held.serving_pid()
+    config.write_text('prefetch = 3\nsubdir = "x"\noptions = ["nofail"]\n')
+    refused = held.mount_again("--read-only", check=False)
+    assert refused.returncode == ExitCode.ALREADY_MOUNTED
+    assert "--read-only was false, is true" in refused.stderr
+    assert "--subdir" not in refused.stderr
+    assert held.serving_pid() == former
+    done = held.mount_again()
+    assert done.stderr == "jfsd: --subdir (none) -> x: takes effect after umount and a new mount\n"
+    assert held.replaced(former)
+    (held.path / "file").write_bytes(b"served")
+    held.unmount()
