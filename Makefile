@@ -17,7 +17,7 @@ ARGS   ?=
 SETUP_SOURCES := pyproject.toml constraints.txt $(wildcard setup.py jfsd/fuse/*.c jfsd/fuse/*.h)
 STAMP := $(VENV)/.stamp
 
-.PHONY: help run test test-unit test-component test-fs test-interop test-system deb check fmt bench setup packages clean
+.PHONY: help run test test-unit test-component test-fs test-interop test-system deb check docs fmt bench setup packages clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,6 +54,9 @@ check: setup ## Lint, formatting, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup ## Write the manual pages and what else is made from the program
+	$(BIN)/python -m jfsd.cli.manual
 
 fmt: setup ## Format the code and mend what can be mended without thought
 	$(BIN)/ruff check --fix .

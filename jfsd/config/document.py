@@ -1,8 +1,7 @@
-"""Writes docs/CONFIGURATION.md from the rows of the flags: `python -m jfsd.config.document`."""
+"""Makes docs/CONFIGURATION.md from the rows of the flags; `make docs` writes it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -49,7 +48,7 @@ ENVIRONMENT = {
 _HEAD = """\
 # Configuration
 
-This page is made from the program (`python -m jfsd.config.document`); a test compares the two.
+This page is made from the program (`make docs`); a test compares the two.
 
 Sizes are binary and take a unit: `512K`, `300M`, `4MiB`, `1.5G`; a bare number has the unit
 in the column *bare*. Times take a unit, too: `500ms`, `1s`, `1m30s`, `1h`; a bare number is
@@ -97,7 +96,8 @@ leaves what is *fixed* as it is, too, and says so. `jfsd check mnt-jfs` tells al
 _CHANGE_NOTE = """\
 The column *change* says when another value takes effect: *live* at a reload, without a pause;
 *fixed* after an unmount and a new mount, because the kernel was told at mount time. Words of
-`-o` are compared by their effect. Another metadata URL of the same volume takes effect at a restart of the service.
+`-o` are compared by their effect. Another metadata URL of the same volume takes effect at a
+restart of the service.
 """
 
 _SECRETS_NOTE = """\
@@ -158,7 +158,13 @@ def _tables(flags: Sequence[Flag]) -> Iterator[str]:
         yield f"\n### {group}\n\n"
         yield "| option | default | range | bare | change | meaning |\n|---|---|---|---|---|---|\n"
         for flag in rows:
-            cells = (_option(flag), _default(flag), flag.range_text, _bare(flag), flag.change.value)
+            cells = (
+                _option(flag),
+                _default(flag),
+                flag.range_text,
+                bare_unit(flag),
+                flag.change.value,
+            )
             yield f"| {' | '.join(cells)} | {flag.help} |\n"
 
 
@@ -174,11 +180,8 @@ def _default(flag: Flag) -> str:
     return f"`{flag.default}`" if flag.default else ""
 
 
-def _bare(flag: Flag) -> str:
+def bare_unit(flag: Flag) -> str:
+    """Return the unit of a bare number of this option; "" for what has none."""
     if flag.kind is Kind.BYTES:
         return f"{flag.unit}iB" if flag.unit else "bytes"
     return {Kind.SECONDS: "s", Kind.MBPS: "Mbit/s"}.get(flag.kind, "")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(document())

@@ -16,7 +16,7 @@ from jfsd.cli import main
 from jfsd.cli.entry import VERBS, jfsd
 from jfsd.cli.options import flag_options, settings_of
 from jfsd.config.credentials import password_of
-from jfsd.config.document import EXIT_CODES, document
+from jfsd.config.document import EXIT_CODES
 from jfsd.config.flags import MOUNT_FLAGS
 from jfsd.config.settings import MountSettings
 from jfsd.errors import ExitCode, RefusedError
@@ -289,8 +289,3 @@ def test_secrets_disappear_from_the_process_list():
 
 def test_every_exit_code_is_documented_once():
     assert set(EXIT_CODES) == set(ExitCode)
-
-
-def test_the_configuration_page_is_up_to_date(request):
-    page = request.config.rootpath / "docs" / "CONFIGURATION.md"
-    assert page.read_text(encoding="utf-8") == document(), "run python -m jfsd.config.document"
