@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from jfsd.config.credentials import password_of
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Value
 from jfsd.config.fuseopts import check_allow_other
 from jfsd.config.settings import MountSettings
-from jfsd.config.source import Source
+from jfsd.config.source import Source, Wanted, last_wanted
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.systemd.fdstore import promised
 
@@ -64,7 +65,7 @@ def command(
     if parameters["log_level"] is None:
         parameters["log_level"] = click.get_current_context().find_root().params.get("log_level")
     source = source_of(where, config, given_options(parameters))
-    meta_url, mountpoint, settings = source.load()
+    (meta_url, mountpoint, settings), set_aside = _load(source)
     log.configure(settings.log_level)
     if background:
         _mount_background(source, meta_url, mountpoint, settings)
@@ -73,7 +74,30 @@ def command(
     gc.disable()  # what is loaded stays: looking through it costs a tenth of the start
     from jfsd.daemon.app import run_mount  # noqa: PLC0415 (half a second of imports)
 
-    return run_mount(meta_url, place, settings, source)
+    return run_mount(meta_url, place, settings, source, set_aside=set_aside)
+
+
+def _load(source: Source) -> tuple[Wanted, str]:
+    """Return what is wanted; and why it is not what the file says, if the file is broken.
+
+    A live mount is not given up for that: it goes on as its last server had it.
+
+    Raises:
+        RefusedError: There is nothing to go on with, or another server does.
+    """
+    try:
+        return source.load(), ""
+    except RefusedError as error:
+        from jfsd.daemon.holder_child import STANDBY_VARIABLE  # noqa: PLC0415 - a rare case
+
+        alone = "fuse" in promised() and STANDBY_VARIABLE not in os.environ
+        last = last_wanted(source) if alone else None
+        if last is None:
+            raise
+        log.configure(last.settings.log_level)
+        set_aside = f"the former options are used: {error}"
+        logging.getLogger(__name__).warning("%s", set_aside)
+        return last, set_aside
 
 
 def _mount_background(

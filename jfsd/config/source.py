@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 from jfsd.config.credentials import password_of
 from jfsd.config.file import META, MOUNTPOINT, ConfigFile, read_config
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Value
-from jfsd.config.settings import Difference, MountSettings, diff, settings_from
+from jfsd.config.runtime import records
+from jfsd.config.settings import (
+    Difference,
+    MountSettings,
+    diff,
+    settings_from,
+    settings_from_texts,
+)
 from jfsd.errors import ExitCode, RefusedError
 
 
@@ -104,6 +111,21 @@ class Source:
             "is missing",
             f'add the line {key} = "{example}"',
         )
+
+
+def last_wanted(source: Source) -> Wanted | None:
+    """Return what the last server from the same file went by, None if nothing is known of it.
+
+    The command line still wins. For a server whose file cannot be used any more, while its
+    mount waits to be served.
+    """
+    for record in records():
+        if source.config and record.source.get("config") == source.config:
+            live = settings_from_texts(record.options)
+            values = {flag.name: live.value(flag) for flag in MOUNT_FLAGS}
+            settings = settings_from({**values, **source.overrides})
+            return Wanted(record.meta_url, record.mountpoint, settings)
+    return None
 
 
 def given(settings: MountSettings) -> dict[str, Value]:

@@ -25,7 +25,7 @@ import uvloop
 from jfsd import __version__
 from jfsd.config.credentials import with_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
-from jfsd.config.settings import MountSettings
+from jfsd.config.settings import MountSettings, settings_from_texts
 from jfsd.config.source import Source, Wanted, differences, given
 from jfsd.config.volume import Volume
 from jfsd.daemon.answers import Answers, reloading, upgrading
@@ -44,7 +44,7 @@ from jfsd.daemon.reload import Reload, Tuner
 from jfsd.daemon.report import RESENT, Report
 from jfsd.daemon.state import LAYOUT, Header, State
 from jfsd.daemon.stop import Leaver, Stopper, cut_off
-from jfsd.daemon.store import VolumeStore
+from jfsd.daemon.store import VolumeStore, same_address, try_store, with_address
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
     ARENA,
@@ -99,18 +99,28 @@ FIRST_ANSWER_S = 1.0
 
 
 def run_mount(
-    meta_url: str, mountpoint: str, settings: MountSettings, source: Source | None = None
+    meta_url: str,
+    mountpoint: str,
+    settings: MountSettings,
+    source: Source | None = None,
+    *,
+    set_aside: str = "",
 ) -> int:
     """Serve the volume at the directory until it is unmounted; return the exit code.
 
-    `source` is where URL, directory and settings came from, to be read again at a reload.
+    Args:
+        meta_url: The volume.
+        mountpoint: The directory.
+        settings: How to serve it.
+        source: Where these three came from, to be read again at a reload.
+        set_aside: What of it was not used, and why; the service's status tells it.
 
     Raises:
         RefusedError: It cannot be mounted as asked; nothing was changed.
     """
     bound_heap()
     try:
-        return uvloop.run(_Server(meta_url, mountpoint, settings, source).run())
+        return uvloop.run(_Server(meta_url, mountpoint, settings, source, set_aside).run())
     except asyncio.CancelledError:
         return STOPPED
 
@@ -119,7 +129,12 @@ class _Server:
     """One mount from its first connection to its last flush."""
 
     def __init__(
-        self, meta_url: str, mountpoint: str, settings: MountSettings, source: Source | None
+        self,
+        meta_url: str,
+        mountpoint: str,
+        settings: MountSettings,
+        source: Source | None,
+        set_aside: str = "",
     ) -> None:
         self._source = source or Source("", meta_url, mountpoint, given(settings))
         self._meta_url = meta_url
@@ -141,7 +156,7 @@ class _Server:
         self._waits_for = "its turn"
         self._untold: Callable[[], None] | None = None
         self._hangup = False
-        self._set_aside = ""
+        self._set_aside = [set_aside] if set_aside else []
 
     @property
     def _goes_on(self) -> bool:
@@ -237,11 +252,15 @@ class _Server:
         self._settings = keeping_fixed(self._settings, header)
         kept = Wanted(self._meta_url, self._mountpoint, self._settings)
         if found := differences(kept, asked):
-            self._set_aside = (
+            self._leave_aside(
                 f"fixed while mounted: {', '.join(map(str, found))};"
                 " takes effect after an unmount (systemctl stop and start)"
             )
-            log.warning("%s", self._set_aside)
+
+    def _leave_aside(self, what: str) -> None:
+        """Tell that the mount is not served just as it is configured."""
+        log.warning("%s", what)
+        self._set_aside.append(what)
 
     async def _ask_for_time(self) -> None:
         """Let the keeper wait: a start takes as long as Redis or the store are away."""
@@ -305,12 +324,30 @@ class _Server:
         return meta, session, volume
 
     async def _open_store(self, stack: AsyncExitStack, volume: Volume) -> VolumeStore:
+        await self._keep_store(volume)
         store = VolumeStore(volume, self._settings)
         stack.push_async_callback(store.close)
         if self._takeover is None:
             await store.check_ours(volume)
         self._timing.mark("store")
         return store
+
+    async def _keep_store(self, volume: Volume) -> None:
+        """Go on with the former store of a live mount, if another is named that is not its own.
+
+        Raises:
+            JfsdError: It is not, and the former server still serves.
+        """
+        former = last_settings(self._mountpoint, volume) if self._takeover else None
+        if former is None or same_address(former, self._settings):
+            return
+        try:
+            await try_store(volume, self._settings)
+        except JfsdError as error:
+            if self._standby is not None:
+                raise
+            self._settings = with_address(self._settings, former)
+            self._leave_aside(f"the former store is used: {error}")
 
     async def _find_root(self, meta: Meta) -> Ino:
         if self._takeover:
@@ -464,7 +501,7 @@ class _Server:
             if self._takeover is None:
                 state.change(init_out=kernel.init_out)
             push()
-            self._notifier.ready("; ".join(filter(None, (reload.status, self._set_aside))))
+            self._notifier.ready("; ".join((reload.status, *self._set_aside)))
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
             self._listen(watching, kernel)
             log.info(
@@ -708,6 +745,16 @@ class _Server:
                 "what was written to them could not be stored and is lost",
                 "see the log for the store's error, and write them again",
             )
+
+
+def last_settings(mountpoint: str, volume: Volume) -> MountSettings | None:
+    """Return what the last server of a mount went by, None if that is not known."""
+    record = find(mountpoint)
+    if record is None or record.uuid != volume.uuid or not record.options:
+        return None
+    with suppress(RefusedError):
+        return settings_from_texts(record.options)
+    return None
 
 
 async def _find_root(meta: Meta, settings: MountSettings) -> Ino:

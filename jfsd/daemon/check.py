@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jfsd.config.source import Source, Wanted, differences
 from jfsd.config.volume import Volume
 from jfsd.daemon.control_client import NoServerError, ask
 from jfsd.daemon.state import LAYOUT
-from jfsd.daemon.store import VolumeStore
+from jfsd.daemon.store import try_store
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.fuse import mount as mounting
 from jfsd.meta.connection import Connection
@@ -34,8 +34,6 @@ from jfsd.meta.url import parse_meta_url
 META_PATIENCE_S = 10.0
 SERVER_PATIENCE_S = 3.0
 SERVER_SILENCE_S = 5.0
-_STORE_TIMEOUT_S = 10.0
-_STORE_RETRIES = 1
 
 
 @dataclass(slots=True)
@@ -240,14 +238,4 @@ async def _check_store(volume: Volume, settings: MountSettings) -> None:
         ("--session-token-file", settings.session_token_file),
     ):
         refuse_path_on_mount(path, option)
-    quick = replace(
-        settings,
-        io_retries=min(settings.io_retries, _STORE_RETRIES),
-        get_timeout_s=min(settings.get_timeout_s, _STORE_TIMEOUT_S),
-        put_timeout_s=min(settings.put_timeout_s, _STORE_TIMEOUT_S),
-    )
-    store = VolumeStore(volume, quick)
-    try:
-        await store.check_ours(volume)
-    finally:
-        await store.close()
+    await try_store(volume, settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from jfsd.config.credentials import Credentials, check_complete, read_credentials
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 
 _RETRY_S = 30.0
+_TRIAL_S = 10.0
+_TRIAL_RETRIES = 1
 
 
 class VolumeStore(SwitchedStore):
@@ -131,6 +134,32 @@ class VolumeStore(SwitchedStore):
 
 _ADDRESS = ("storage", "bucket", "access-key-file", "secret-key-file", "session-token-file")
 """Options that make a store another one."""
+
+
+def same_address(one: MountSettings, other: MountSettings) -> bool:
+    """Return whether both name the same store; what is in files of keys does not count."""
+    return one.taking(_ADDRESS, other) == one
+
+
+def with_address(settings: MountSettings, other: MountSettings) -> MountSettings:
+    """Return the settings with the store that `other` names."""
+    return settings.taking(_ADDRESS, other)
+
+
+async def try_store(volume: Volume, settings: MountSettings) -> None:
+    """Return if the store that the settings name is the volume's; an answer comes soon.
+
+    Raises:
+        RefusedError: It belongs to another volume, or an option makes no sense.
+        StoreError: It does not answer, or refuses us.
+    """
+    quick = replace(
+        settings,
+        io_retries=min(settings.io_retries, _TRIAL_RETRIES),
+        get_timeout_s=min(settings.get_timeout_s, _TRIAL_S),
+        put_timeout_s=min(settings.put_timeout_s, _TRIAL_S),
+    )
+    await (await _tried(volume, quick)).close()
 
 
 class _Room(NamedTuple):

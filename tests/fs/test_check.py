@@ -100,3 +100,40 @@ def test_a_file_may_ask_for_what_a_command_line_may_not(
     assert held.replaced(former)
     (held.path / "file").write_bytes(b"served")
     held.unmount()
+
+
+@pytest.mark.promise(1)
+@pytest.mark.promise(11)
+def test_a_mount_outlives_a_file_that_became_unusable(
+    bed: Session, jfsd: Jfsd, new_volume: Callable[..., Volume]
+) -> None:
+    served = Configured(bed, jfsd, new_volume("file"), kept=True)
+    served.manager.close()
+    served.write(prefetch=7)
+    os.kill(served.mounted.serving_pid(), signal.SIGHUP)
+    served.await_log("reloaded: --prefetch 1 -> 7")
+
+    def replaced(generation: int, words: str) -> None:
+        os.kill(served.mounted.serving_pid(), signal.SIGKILL)
+        served.await_log(f"(generation {generation}")
+        served.await_log(words)
+        file.write(b"+")
+
+    wrong = bed.directory("w")
+    with (served.path / "open").open("w+b", buffering=0) as file:
+        served.config.write_text("prefetch = ")
+        replaced(2, f"the former options are used: {served.config}: is no TOML")
+        assert served.options()["prefetch"] == "7"
+        served.config.unlink()
+        replaced(3, f"the former options are used: {served.config}: cannot be read")
+        (wrong / "vol").mkdir()
+        served.write(prefetch=8, bucket=f"{wrong}/none/")
+        replaced(4, "the former store is used: ")
+        served.write(prefetch=9, mountpoint="/nowhere")
+        replaced(5, f"mountpoint {served.path} -> /nowhere")
+        file.seek(0)
+        assert file.read() == b"++++"
+    assert (served.options()["prefetch"], served.options()["bucket"]) == ("9", "")
+    served.mounted.unmount()
+    assert not any(path.is_file() for path in wrong.rglob("*"))
+    served.volume.check()

@@ -53,8 +53,8 @@ class Configured:
     def write(self, **options: object) -> None:
         """Write the configuration; underscores stand for dashes."""
         values = {"cache_dir": str(self.cache), "cache_size": "1G", **options}
-        lines = [f'meta = "{self.volume.meta_url}"', f'mountpoint = "{self.path}"']
-        lines += [f"{key.replace('_', '-')} = {json.dumps(v)}" for key, v in values.items()]
+        values = {"meta": self.volume.meta_url, "mountpoint": str(self.path), **values}
+        lines = [f"{key.replace('_', '-')} = {json.dumps(v)}" for key, v in values.items()]
         self.config.write_text("\n".join(lines))
         self.config.chmod(0o600)
 
