@@ -61,6 +61,7 @@ from jfsd.daemon.takeover import (
     unpark,
 )
 from jfsd.daemon.timing import MAX_EVENTS, Event, Timing, line
+from jfsd.daemon.trial import check_volume_at
 from jfsd.daemon.watching import Watching
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.fuse import inflight, native
@@ -294,6 +295,7 @@ class _Server:
         return True
 
     async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
+        await self._keep_meta()
         url = parse_meta_url(self._meta_url, with_credentials(os.environ))
         kept = self._takeover.state.header if self._takeover else None
         if kept and kept.cluster:
@@ -331,6 +333,26 @@ class _Server:
             await store.check_ours(volume)
         self._timing.mark("store")
         return store
+
+    async def _keep_meta(self) -> None:
+        """Go on with the former URL of a live mount, if its file names another volume's.
+
+        Raises:
+            JfsdError: It does, and the former server still serves.
+        """
+        record = find(self._mountpoint) if self._takeover and self._source.config else None
+        if self._takeover is None or record is None or record.meta_url == self._meta_url:
+            return
+        header = self._takeover.state.header
+        if record.uuid != header.volume_uuid:
+            return
+        try:
+            await check_volume_at(self._meta_url, header.volume_uuid)
+        except JfsdError as error:
+            if self._standby is not None:
+                raise
+            self._meta_url = record.meta_url
+            self._leave_aside(f"the former metadata URL is used: {error}")
 
     async def _keep_store(self, volume: Volume) -> None:
         """Go on with the former store of a live mount, if another is named that is not its own.

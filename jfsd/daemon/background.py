@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from jfsd.config.credentials import with_credentials
 from jfsd.config.settings import Difference, MountSettings, diff
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import HolderClient
@@ -143,23 +142,12 @@ def _check_live(holder: HolderClient, wanted: Background) -> list[Difference]:
     finally:
         for _, fd in kept:
             os.close(fd)
-    uuid = asyncio.run(_volume_uuid(wanted.meta_url))
+    from jfsd.daemon.trial import volume_at  # noqa: PLC0415 - a fresh mount does not need it
+
+    uuid = asyncio.run(volume_at(wanted.meta_url)).uuid
     settings = keeping_fixed(wanted.settings, header, wanted.may_keep)
     check_same_mount(header, wanted.mountpoint, uuid, settings)
     return diff(settings, wanted.settings)
-
-
-async def _volume_uuid(meta_url: str) -> str:
-    from jfsd.meta.connection import Connection  # noqa: PLC0415 - a fresh mount does not need it
-    from jfsd.meta.format import read_volume  # noqa: PLC0415
-    from jfsd.meta.url import parse_meta_url  # noqa: PLC0415
-
-    connection = Connection(parse_meta_url(meta_url, with_credentials(os.environ)))
-    await connection.open()
-    try:
-        return (await read_volume(connection)).uuid
-    finally:
-        await connection.close()
 
 
 def refusal(error: HolderError) -> RefusedError:

@@ -25,13 +25,11 @@ from jfsd.config.volume import Volume
 from jfsd.daemon.control_client import NoServerError, ask
 from jfsd.daemon.state import LAYOUT
 from jfsd.daemon.store import try_store
+from jfsd.daemon.trial import volume_at
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.fuse import mount as mounting
-from jfsd.meta.connection import Connection
-from jfsd.meta.format import read_volume
 from jfsd.meta.url import parse_meta_url
 
-META_PATIENCE_S = 10.0
 SERVER_PATIENCE_S = 3.0
 SERVER_SILENCE_S = 5.0
 
@@ -211,17 +209,13 @@ async def _check_volume(
     Raises:
         RefusedError: The metadata URL is wrong.
     """
-    url = parse_meta_url(wanted.meta_url, with_credentials(environ))
-    connection = Connection(url, deadline_s=META_PATIENCE_S)
+    parse_meta_url(wanted.meta_url, with_credentials(environ))
     try:
-        await connection.open()
-        volume = await read_volume(connection)
+        volume = await volume_at(wanted.meta_url, environ)
         volume.check_mountable(read_only=wanted.settings.read_only)
     except JfsdError as error:
         verdict.problems.append(error)
         return
-    finally:
-        await connection.close()
     if record is not None and record.uuid != volume.uuid:
         before, after = f"{record.name} {record.uuid}", f"{volume.name} {volume.uuid}"
         verdict.changes.append(Difference("volume", before, after, Change.FIXED))

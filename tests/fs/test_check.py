@@ -131,8 +131,12 @@ def test_a_mount_outlives_a_file_that_became_unusable(
         replaced(4, "the former store is used: ")
         served.write(prefetch=9, mountpoint="/nowhere")
         replaced(5, f"mountpoint {served.path} -> /nowhere")
+        served.write(prefetch=9, meta=new_volume("file").meta_url)
+        replaced(6, "is not the one that is mounted, ")
+        served.write(prefetch=9, meta="unix:")
+        replaced(7, "the former metadata URL is used: ")
         file.seek(0)
-        assert file.read() == b"++++"
+        assert file.read() == b"++++++"
     assert (served.options()["prefetch"], served.options()["bucket"]) == ("9", "")
     served.mounted.unmount()
     assert not any(path.is_file() for path in wrong.rglob("*"))
