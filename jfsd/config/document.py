@@ -89,7 +89,8 @@ read by every user: `chmod o-rwx`. Better keep the password out of it, as a cred
 SIGHUP (`systemctl reload`) reads the file again, and the files of keys. What is *live* below is
 applied at once while programs go on; what is *fixed* is named and stays as it is. The status of
 the service says what a reload could not do; a file that cannot be read changes nothing. A restart
-leaves what is *fixed* as it is, too, and says so. `jfsd check mnt-jfs` tells all of it beforehand.
+leaves what is *fixed* as it is, too, and goes on with the former options if the file has become
+unusable; log and status say so. `jfsd check mnt-jfs` tells all of it beforehand.
 
 """
 

@@ -95,6 +95,16 @@ def test_a_file_may_ask_for_what_a_command_line_may_not(
     assert "--read-only was false, is true" in refused.stderr
     assert "--subdir" not in refused.stderr
     assert held.serving_pid() == former
+    good = config.read_text()
+    for text, said in (
+        ("prefetch =", "is no TOML"),
+        (f'bucket = "{bed.root}/none/"', f"{bed.root}/none"),
+    ):  # a running server is not given up for a file that could not be used
+        config.write_text(text)
+        refused = held.mount_again(check=False)
+        assert (refused.returncode != 0, said in refused.stderr) == (True, True)
+        assert held.serving_pid() == former
+    config.write_text(good)
     done = held.mount_again()
     assert done.stderr == "jfsd: --subdir (none) -> x: takes effect after umount and a new mount\n"
     assert held.replaced(former)
