@@ -127,12 +127,28 @@ def test_what_somebody_must_mend_is_refused_once(
 
 
 @pytest.mark.promise(11)
-def test_a_live_mount_waits_for_its_configuration_to_be_mended(service: Served) -> None:
+def test_a_live_mount_outlives_its_configuration(service: Served) -> None:
     say = service.machine.shell
     say(f"echo kept >{service.point}/a")
     service.configure(cache_sise="1G")
+    done = service.machine.run("jfsd", "check", service.instance, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    service.machine.systemctl("restart", service.unit)
+    told = service.await_state(**KEPT)["StatusText"]
+    assert "the former options are used: " in told
+    assert say(f"cat {service.point}/a") == "kept\n"
+    service.configure(subdir="elsewhere", prefetch="3")
+    service.machine.systemctl("restart", service.unit)
+    assert "fixed while mounted: --subdir" in service.await_state(**KEPT)["StatusText"]
+    service.configure(prefetch="3")
+    done = service.machine.run("jfsd", "check", service.instance)
+    assert done.stdout == "nothing differs\n"
+
+    # Where nothing is known of the last server, it waits for the configuration to be mended.
+    say(f"rm /run/jfs/{service.instance}.json")
+    service.configure(attr_cash="1s")
     service.machine.systemctl("restart", "--no-block", service.unit)
-    wait_until(lambda: "cache-sise" in service.log(), 30, "refusal")
+    wait_until(lambda: "attr-cash" in service.log(), 30, "refusal")
     waiting = service.await_state(SubState="start")
     assert waiting["StatusText"].startswith("the live mount cannot be served")
     assert len(service.mounts()) == 1
