@@ -161,7 +161,7 @@ def check_same_mount(
     wanted = {"mount point": mountpoint, "volume": volume_uuid, **fixed_options(settings)}
     kept = {"mount point": header.mountpoint, "volume": header.volume_uuid, **header.options}
     differ = [
-        f"{name} was {kept.get(name, 'unset')}, is {value}"
+        f"{name} was {kept.get(name) or '(none)'}, is {value or '(none)'}"
         for name, value in wanted.items()
         if kept.get(name) != value
     ]

@@ -57,7 +57,7 @@ def test_only_what_may_be_kept_is_kept() -> None:
     asked = MountSettings(fuse_options=("noexec",), read_only=True)
     kept = keeping_fixed(asked, header(), ("o", "read-only", "enable-xattr"))
     assert kept == asked
-    with pytest.raises(RefusedError, match="--subdir was team, is ;") as refused:
+    with pytest.raises(RefusedError, match=r"--subdir was team, is \(none\);") as refused:
         check_same_mount(header(), "/m", "u", kept)
     assert refused.value.exit_code is ExitCode.ALREADY_MOUNTED
 
