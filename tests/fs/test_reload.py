@@ -33,6 +33,14 @@ def served(bed: Session, jfsd: Jfsd, new_volume: Callable[..., Volume]) -> Itera
     configured.manager.close()
 
 
+@pytest.fixture
+def cached(bed: Session, jfsd: Jfsd, new_volume: Callable[..., Volume]) -> Iterator[Configured]:
+    """The same with objects in S3: beside a store on the same disk there is no cache."""
+    configured = Configured(bed, jfsd, new_volume("s3"))
+    yield configured
+    configured.manager.close()
+
+
 @contextlib.contextmanager
 def busy(path: Path) -> Iterator[list[int]]:
     """Write, read and list in a loop; an error fails the test. Yields the number of rounds."""
@@ -119,15 +127,15 @@ def test_the_kernel_keeps_attributes_as_long_as_the_reload_says(
     other.unmount()
 
 
-def test_a_cache_is_switched_on_and_moved(served: Configured, bed: Session) -> None:
-    served.reload(cache_size=0)
-    (served.path / "one").write_bytes(b"x" * 4096)
-    assert not list(served.cache.rglob("*_*_*"))
+def test_a_cache_is_switched_on_and_moved(cached: Configured, bed: Session) -> None:
+    cached.reload(cache_size=0)
+    (cached.path / "one").write_bytes(b"x" * 4096)
+    assert not list(cached.cache.rglob("*_*_*"))
     new = bed.directory("c")
-    served.reload(cache_dir=str(new))
-    (served.path / "two").write_bytes(b"x" * 4096)
+    cached.reload(cache_dir=str(new))
+    (cached.path / "two").write_bytes(b"x" * 4096)
     wait_until(lambda: list(new.rglob("*_*_*")), 30, "blocks are kept in the new directory")
-    assert (served.path / "one").read_bytes() == b"x" * 4096
+    assert (cached.path / "one").read_bytes() == b"x" * 4096
 
 
 def test_a_fixed_option_is_named_and_the_rest_applied(served: Configured) -> None:
@@ -199,12 +207,12 @@ def test_a_broken_file_changes_nothing(served: Configured, text: str | None, sai
     (served.path / "works").write_bytes(b"still")
 
 
-def test_a_cache_that_cannot_be_used_is_refused_with_the_reason(served: Configured) -> None:
-    (served.cache / "file").write_text("")
-    status = served.reload(cache_dir=str(served.cache / "file"), prefetch=2)
+def test_a_cache_that_cannot_be_used_is_refused_with_the_reason(cached: Configured) -> None:
+    (cached.cache / "file").write_text("")
+    status = cached.reload(cache_dir=str(cached.cache / "file"), prefetch=2)
     assert "refused: --cache-dir (" in status
-    now = served.options()
-    assert (now["cache-dir"], now["prefetch"]) == (str(served.cache), "2")
+    now = cached.options()
+    assert (now["cache-dir"], now["prefetch"]) == (str(cached.cache), "2")
 
 
 def test_a_hundred_reloads_leave_nothing_behind(served: Configured) -> None:
