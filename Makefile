@@ -22,7 +22,7 @@ STAMP := $(VENV)/.stamp
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-run: setup ## Do real work on a volume: copy a tree, verify it, remount cold, verify again
+run: setup ## Do real work on a volume, warm and cold, then replace its server under a checked load
 	@$(BIN)/python tests/demo/run.py
 
 test: setup ## Run all tests

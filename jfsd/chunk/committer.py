@@ -9,6 +9,7 @@ from collections.abc import Callable
 from jfsd.chunk.pending import DirtyFile, PendingSlice
 from jfsd.chunk.ports import ChunkMeta, SliceCommit
 from jfsd.chunk.tasks import TaskSet
+from jfsd.failpoint import reach
 
 REFUSALS = frozenset({errno.ENOENT, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Answers that a repeat would not change; everything else is tried again."""
@@ -90,6 +91,7 @@ class Committer:
 
     async def _commit(self, file: DirtyFile, pending: PendingSlice) -> None:
         file.mtime_ns = max(file.mtime_ns, pending.mtime_ns)
+        reach("commit.before")
         try:
             result = await self._meta.commit_slice(
                 file.ino, pending.index, pending.as_slice(), file.mtime_ns
@@ -102,6 +104,8 @@ class Committer:
                 file.retry.append(pending)
                 self._on_failed(file, pending, error)
         else:
+            reach("commit.after")
             file.committing.remove(pending)
             file.length = result.attr.length
             self._on_done(file, pending, result)
+            reach("commit.forgotten")

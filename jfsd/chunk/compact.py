@@ -11,8 +11,10 @@ from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.layout import decode_record
 from jfsd.chunk.lists import SliceLists
 from jfsd.chunk.overlay import Piece, Plan, plan_compaction
+from jfsd.chunk.pending import Draft, Journal, NoJournal
 from jfsd.chunk.ports import ChunkMeta
 from jfsd.chunk.tasks import TaskSet
+from jfsd.failpoint import reach
 from jfsd.object.base import StoreError
 from jfsd.types import Ino, Slice
 
@@ -33,12 +35,20 @@ class Compactor:
     """Compacts chunks in the background, at most `max_running` at once and each by one task.
 
     A compaction changes no byte of any file. Killed before its commit it leaves objects
-    that nobody refers to; killed after it, old objects that `sliceRef` still counts.
+    that nobody refers to, which the journal names for the next process; killed after it,
+    old objects that `sliceRef` still counts.
     """
 
     def __init__(
-        self, meta: ChunkMeta, blocks: BlockStore, lists: SliceLists, *, max_running: int = 10
+        self,
+        meta: ChunkMeta,
+        blocks: BlockStore,
+        lists: SliceLists,
+        *,
+        max_running: int = 10,
+        journal: Journal | None = None,
     ) -> None:
+        self._journal: Journal = journal or NoJournal()
         self._meta = meta
         self._blocks = blocks
         self._lists = lists
@@ -111,19 +121,27 @@ class Compactor:
             return False
         slice_id = await self._meta.new_slice_id()
         record = Slice(plan.pos, slice_id, plan.size, 0, plan.size)
+        self._journal.on_draft(Draft(slice_id, plan.size, ino, index))
         try:
             await self._write(slice_id, plan)
         except (StoreError, asyncio.CancelledError):  # nobody refers to what is written so far
-            await self._blocks.delete_slice(slice_id, plan.size)
+            await self._delete_draft(slice_id, plan.size)
             raise
+        reach("compact.before")
         unused = await self._meta.commit_compaction(ino, index, origin, plan.skipped, record)
+        reach("compact.after")
         if unused is None:
-            await self._blocks.delete_slice(slice_id, plan.size)
+            await self._delete_draft(slice_id, plan.size)
             return False
+        self._journal.on_settled(slice_id)
         self._lists.invalidate(ino, index)
         for old, size in unused:
             await self._blocks.delete_slice(old, size)
         return True
+
+    async def _delete_draft(self, slice_id: int, size: int) -> None:
+        await self._blocks.delete_slice(slice_id, size)
+        self._journal.on_settled(slice_id)
 
     async def _write(self, slice_id: int, plan: Plan) -> None:
         """Write the pieces as the blocks of a new slice, one block in memory at a time."""

@@ -32,6 +32,15 @@ class SliceRecord(NamedTuple):
     slots: tuple[int, ...]
 
 
+class Draft(NamedTuple):
+    """Objects that are being written or deleted while no slice list names them."""
+
+    id: int
+    size: int
+    ino: Ino
+    chunk: int
+
+
 class PendingSlice:
     """A run of bytes of one chunk on its way to the store.
 
@@ -144,6 +153,12 @@ class Journal(Protocol):
     def on_committed(self, pending: PendingSlice) -> None:
         """The slice is in the metadata, or was dropped; nothing of it is needed any more."""
 
+    def on_draft(self, draft: Draft) -> None:
+        """Objects come to be, or were left, that are to be deleted unless they are committed."""
+
+    def on_settled(self, slice_id: int) -> None:
+        """The objects of a draft are committed, or gone."""
+
 
 class NoJournal:
     """Remembers nothing."""
@@ -166,6 +181,12 @@ class NoJournal:
     def on_committed(self, pending: PendingSlice) -> None:
         """Do nothing."""
 
+    def on_draft(self, draft: Draft) -> None:
+        """Do nothing."""
+
+    def on_settled(self, slice_id: int) -> None:
+        """Do nothing."""
+
 
 class DirtyFile:
     """The pending slices of one file and what became of earlier ones.
@@ -176,6 +197,7 @@ class DirtyFile:
 
     __slots__ = (
         "chunks",
+        "closed",
         "committing",
         "end",
         "ino",
@@ -209,6 +231,8 @@ class DirtyFile:
         """Why data was dropped; not told to any program yet."""
         self.outage = 0
         """Errno with which write-back has failed for now, 0 if programs were told of it."""
+        self.closed = False
+        """Nobody has it open, so that nobody can be told of a refusal."""
         self.paused = False
         """True while a chunk is compacted before more may be committed."""
         self.waiters: list[tuple[int, asyncio.Future[None]]] = []

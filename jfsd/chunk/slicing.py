@@ -8,6 +8,7 @@ from collections.abc import Callable
 from jfsd import clock
 from jfsd.chunk.arena import Arena
 from jfsd.chunk.pending import SLICE_COST_BYTES, DirtyFile, Journal, PendingSlice
+from jfsd.failpoint import reach
 from jfsd.types import CHUNK_SIZE, ReadableBuffer
 
 MAX_AGE_S = 5.0
@@ -142,7 +143,9 @@ class Slicer:
         pending.mtime_ns = file.touched_ns = clock.now_ns()
         file.end = max(file.end, pending.end)
         self._open.move_to_end(pending.seq)
+        reach("write.copied")
         self._journal.on_write(pending)
+        reach("write.recorded")
         while (pending.sent + 1) * self._block_size <= pending.length:
             pending.sent += 1
             self._send(pending, pending.sent - 1)

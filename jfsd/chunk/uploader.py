@@ -11,6 +11,7 @@ from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.pending import UPLOADED, Journal, PendingSlice
 from jfsd.chunk.ports import ChunkMeta
 from jfsd.chunk.tasks import TaskSet
+from jfsd.failpoint import reach
 
 
 class Uploader:
@@ -116,6 +117,7 @@ class Uploader:
         if not pending.id:
             await self._name(pending)
         view = self._arena.view(pending.slots[block], 0, length)
+        reach("upload.block")
         await self._blocks.write(pending.id, block, view, durable=False)
 
     async def _name(self, pending: PendingSlice) -> None:
@@ -123,11 +125,14 @@ class Uploader:
             if not pending.id:
                 pending.id = await self._meta.new_slice_id()
                 self._journal.on_named(pending)
+                reach("upload.named")
 
     def _finish(self, pending: PendingSlice, block: int) -> None:
+        reach("upload.stored")
         slot = pending.slots[block]
         pending.slots[block] = UPLOADED
         pending.left -= 1
         self._journal.on_uploaded(pending, block)
+        reach("upload.recorded")
         self._arena.free(slot)
         self._on_stored(pending)

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, KeysView, Sequence
 
 from jfsd import clock
 from jfsd.chunk.arena import PAGE_BYTES, SLOT_COST_BYTES, Arena
@@ -18,6 +18,7 @@ from jfsd.chunk.pending import (
     SLICE_COST_BYTES,
     UPLOADED,
     DirtyFile,
+    Draft,
     Journal,
     NoJournal,
     PendingSlice,
@@ -202,12 +203,17 @@ class Writer:
         """Flush every file and make it durable; returns when each was tried.
 
         Raises:
-            ExceptionGroup: Of the OSErrors of files that could not be flushed.
+            ExceptionGroup: Of the OSErrors of files that could not be flushed; one that is
+                gone is none of them.
         """
         inos = list(self._files)
         results = await asyncio.gather(*(self.flush(ino) for ino in inos), return_exceptions=True)
         await self._settler.sync_all()
-        failed = [result for result in results if isinstance(result, Exception)]
+        failed = [
+            result
+            for result in results
+            if isinstance(result, Exception) and not isinstance(result, FileNotFoundError)
+        ]
         if failed:
             raise ExceptionGroup("some files could not be flushed", failed)
 
@@ -278,14 +284,14 @@ class Writer:
         file = self._files.get(ino)
         if file is not None:
             self._drop_queued(file, 0)
-            file.refusal = None
+            file.refusal, file.closed = None, True
             self._settle(file)
 
     def release(self, ino: Ino) -> None:
         """Forget an error that nobody can ask for any more (the last handle is closed)."""
         file = self._files.get(ino)
         if file is not None:
-            file.refusal = None
+            file.refusal, file.closed = None, True
             self._settle(file)
 
     # -- what a next process asks for
@@ -295,11 +301,12 @@ class Writer:
         found = [pending.as_record() for file in self._files.values() for pending in file.each()]
         return sorted(found)
 
-    def adopt(self, records: Iterable[SliceRecord]) -> None:
+    def adopt(self, records: Iterable[SliceRecord], opened: Container[Ino] = ()) -> None:
         """Take over the slices of an earlier process, whose arena this is, and go on with them.
 
         Call once, before any write; sweeps the arena. They are frozen, and named as they
-        were, so that objects and commits made before are repeated, not doubled.
+        were, so that objects and commits made before are repeated, not doubled. `opened`
+        are the files that somebody has open.
         """
         for record in sorted(records):
             pending = PendingSlice(record.seq, record.ino, record.chunk, record.pos, 0.0)
@@ -315,6 +322,7 @@ class Writer:
             self._slicer.seq = max(self._slicer.seq, record.seq)
             file = self._file(record.ino)
             file.add(pending)
+            file.closed = record.ino not in opened
             file.end = max(file.end, pending.end)
             file.touched_ns = max(file.touched_ns, pending.mtime_ns)
         self._arena.sweep()
@@ -341,7 +349,9 @@ class Writer:
             await self._wait_for_room(ino, cost)
         spent = 0
         try:
-            spent = self._slicer.place(self._file(ino), off, data)
+            file = self._file(ino)
+            file.closed = False
+            spent = self._slicer.place(file, off, data)
         finally:
             self._budget.give(cost - spent)
         if self._budget.charged > self._budget.limit * 3 // 4:
@@ -410,7 +420,7 @@ class Writer:
         self._bury(pending)
         self._drop_queued(file, 0 if error.errno == errno.ENOENT else end)
         file.end = max((left.end for left in file.each()), default=0)
-        if not self._fail_waiters(file, number):
+        if not self._fail_waiters(file, number) and not file.closed:
             file.refusal = _os_error(number)
         self._settle(file)
 
@@ -474,15 +484,19 @@ class Writer:
         if pending.left:
             return
         self._budget.give(SLICE_COST_BYTES)
-        self._journal.on_committed(pending)
         if pending.id:
+            draft = Draft(pending.id, pending.length, pending.ino, pending.index)
+            self._journal.on_draft(draft)
             self._tasks.start(self._delete(pending))
+        self._journal.on_committed(pending)
 
     async def _delete(self, pending: PendingSlice) -> None:
         try:
             await self._blocks.delete_slice(pending.id, pending.length)
         except Exception as error:  # noqa: BLE001 - left-over objects are found by gc
             log.warning("objects of slice %d are left behind: %s", pending.id, error)
+        else:
+            self._journal.on_settled(pending.id)
 
     def _forget(self, file: DirtyFile, pending: PendingSlice) -> None:
         self._remove(file, pending)

@@ -16,18 +16,21 @@ import os
 import secrets
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 
 import uvloop
 
 from jfsd import __version__
+from jfsd.chunk.blocks import BlockStore
 from jfsd.config.credentials import with_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
 from jfsd.config.settings import MountSettings, settings_from_texts
 from jfsd.config.source import Source, Wanted, differences, given
 from jfsd.config.volume import Volume
+from jfsd.daemon.aftermath import clear_away, settle
 from jfsd.daemon.answers import Answers, reloading, upgrading
 from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
@@ -42,7 +45,7 @@ from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
 from jfsd.daemon.report import RESENT, Report
-from jfsd.daemon.state import LAYOUT, Header, State
+from jfsd.daemon.state import LAYOUT, Header, State, StateError
 from jfsd.daemon.stop import Leaver, Stopper, cut_off
 from jfsd.daemon.store import VolumeStore, same_address, try_store, with_address
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
@@ -64,6 +67,7 @@ from jfsd.daemon.timing import MAX_EVENTS, Event, Timing, line
 from jfsd.daemon.trial import check_volume_at
 from jfsd.daemon.watching import Watching
 from jfsd.errors import ExitCode, JfsdError, RefusedError
+from jfsd.failpoint import reach
 from jfsd.fuse import inflight, native
 from jfsd.fuse import mount as mounting
 from jfsd.fuse.inflight import RequestJournal
@@ -173,6 +177,7 @@ class _Server:
         else:
             self._takeover = found
         self._keep_fixed()
+        reach("adopt.loaded")
         self._on_early_signals()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_early_hangup)
         async with AsyncExitStack() as stack:
@@ -188,6 +193,7 @@ class _Server:
             await self._open_session(stack, meta, session)
             self._timing.mark("session")
             state = self._open_state(meta, volume, root)
+            reach("start.state")
             path = DataPath(
                 meta,
                 store,
@@ -196,7 +202,7 @@ class _Server:
                 arena_fd=self._takeover.arena_fd if self._takeover else None,
                 journal=SliceJournal(state),
             )
-            await path.start(stack)
+            await path.start(stack, partial(self._settle, meta, state, path.blocks))
             self._timing.mark("data")
             jobs = Housekeeping(meta, path.blocks.delete_slice)
             stack.push_async_callback(jobs.close)
@@ -379,8 +385,13 @@ class _Server:
     async def _open_session(self, stack: AsyncExitStack, meta: Meta, session: MetaSession) -> None:
         if self._settings.read_only:
             return
+        if self._takeover:  # before the claim: no two servers ever write under one number
+            meta.generation = self._takeover.state.header.generation + 1
+            self._takeover.state.change(generation=meta.generation)
         await meta.claim()
+        reach("start.claimed")
         await session.open(self._takeover.state.header.sid if self._takeover else 0)
+        reach("start.session")
         stack.push_async_callback(self._close_session, meta, session)
 
     def _open_state(self, meta: Meta, volume: Volume, root: Ino) -> State:
@@ -409,8 +420,13 @@ class _Server:
             vfs.handles.journal = HandleJournal(state)
             return
         files = await restore_handles(state, vfs, vfs.meta)
+        reach("adopt.handles")
         slices = state.slices()
-        path.writer.adopt(slices)
+        try:
+            path.writer.adopt(slices, vfs.handles.open_inos())
+        except ValueError as error:
+            raise StateError(f"does not fit the write buffer that came with it ({error})") from None
+        reach("adopt.slices")
         log.info("takes over %d open files and %d pending slices", files, len(slices))
 
     def _terms(self, volume: Volume) -> Terms:
@@ -435,6 +451,7 @@ class _Server:
             settings.fuse, read_only=settings.read_only, allow_other=settings.allow_other
         )
         mounted = mounting.mount(self._mountpoint, volume.name, options)
+        reach("start.mounted")
         state.change(init_in=mounted.init_in, device=mounted.device)
         return mounted
 
@@ -518,12 +535,12 @@ class _Server:
             park(self._notifier, kept)
 
         def ready(resent: bool) -> None:
+            reach("adopt.resent")
             self._timing.mark("serve")
             self._life.enter(Phase.SERVING)
             if self._takeover is None:
                 state.change(init_out=kernel.init_out)
-            push()
-            self._notifier.ready("; ".join((reload.status, *self._set_aside)))
+            self._say_ready(push, "; ".join((reload.status, *self._set_aside)))
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
             self._listen(watching, kernel)
             log.info(
@@ -538,14 +555,14 @@ class _Server:
             gc.enable()
             self._on_hangup(reload)
 
-        helpers = [
-            asyncio.create_task(self._beat(session, stopper, kernel), name="heartbeat"),
-            asyncio.create_task(keep_holder(push, self._revive), name="holder"),
-        ]
+        work = {
+            "heartbeat": self._beat(session, stopper, kernel),
+            "holder": keep_holder(push, self._revive),
+            **self._after_a_takeover(kernel, vfs, jobs, state, path),
+        }
         if self._notifier.watchdog_interval_s:
-            helpers.append(asyncio.create_task(self._feed_watchdog(), name="watchdog"))
-        if self._takeover is not None and not (settings.read_only or settings.no_bgjob):
-            helpers.append(asyncio.create_task(jobs.catch_up(), name="catch-up"))
+            work["watchdog"] = self._feed_watchdog()
+        helpers = [asyncio.create_task(each, name=name) for name, each in work.items()]
         await jobs.set(not settings.no_bgjob)
         try:
             await kernel.serve(ready)
@@ -571,6 +588,30 @@ class _Server:
         """Be there for commands, and for whoever watches the mount."""
         self._control.start()
         watching.start(kernel)
+
+    def _say_ready(self, push: Callable[[], None], status: str) -> None:
+        push()
+        reach("start.parked")
+        self._notifier.ready(status)
+        reach("start.ready")
+
+    def _after_a_takeover(
+        self, kernel: Session, vfs: Vfs, jobs: JobSwitch, state: State, path: DataPath
+    ) -> dict[str, Coroutine[None, None, None]]:
+        """Return what is to be done about the former server; called before we leave anything."""
+        if self._takeover is None or self._settings.read_only:
+            return {}
+        drafts = state.drafts()
+        aftermath = clear_away(
+            kernel,
+            vfs.meta,
+            vfs.handles.open_inos,
+            lambda: [record.id for record in path.writer.records()],
+            lambda: settle(drafts, state, vfs.meta, path.blocks.delete_slice),
+        )
+        if self._settings.no_bgjob:
+            return {"aftermath": aftermath}
+        return {"aftermath": aftermath, "catch-up": jobs.catch_up()}
 
     def _tell_start(self, kernel: Session, state: State) -> None:
         """Keep the record of this start, and log it once it is known who was answered when."""
@@ -623,6 +664,7 @@ class _Server:
         def stop() -> None:
             self._life.enter(Phase.STOPPING)
             self._notifier.stopping()
+            reach("stop.asked")
             stopper.request()
 
         loop = asyncio.get_running_loop()
@@ -740,6 +782,7 @@ class _Server:
         """Leave nothing of the mount in Redis, unless another server goes on with it."""
         if not self._goes_on:
             await session.close()
+            reach("stop.closed")
             await meta.forget_mount()
 
     def _unregister(self) -> None:
@@ -751,13 +794,23 @@ class _Server:
         else:
             unregister(self._mountpoint, self._record.pid)
 
+    async def _settle(self, meta: Meta, state: State, blocks: BlockStore) -> None:
+        """Leave no objects that were being written or deleted for nobody."""
+        if not self._goes_on and not self._settings.read_only:
+            try:
+                await settle(state.drafts(), state, meta, blocks.delete_slice)
+            except OSError as error:
+                log.warning("objects without a slice may be left behind: %s", error)
+
     async def _flush(self, path: DataPath) -> None:
         """Store what was written; what cannot be stored in time is named, and lost."""
         if self._goes_on:
             return
+        reach("stop.unmounted")
         try:
             async with asyncio.timeout(FLUSH_PATIENCE_S):
                 await path.writer.flush_all()
+            reach("stop.flushed")
         except (ExceptionGroup, TimeoutError) as error:
             files = ", ".join(str(ino) for ino in path.writer.dirty_files[:20])
             log.error("not stored: inodes %s (%s)", files, error)  # noqa: TRY400

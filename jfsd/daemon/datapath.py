@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class DataPath:
             on_churn=self._check_heap,
         )
         self._heap = HeapGuard(lambda: self.blocks.pool.used_bytes)
-        self.compactor = Compactor(meta, self.blocks, lists)
+        self.compactor = Compactor(meta, self.blocks, lists, journal=journal)
         compacts = not settings.read_only
         self.writer = Writer(
             meta,
@@ -93,11 +93,18 @@ class DataPath:
             compact=self.compactor.schedule if compacts else None,
         )
 
-    async def start(self, stack: AsyncExitStack) -> None:
-        """Start everything; its end is pushed on `stack`."""
+    async def start(
+        self, stack: AsyncExitStack, on_quiet: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Start everything; its end is pushed on `stack`.
+
+        `on_quiet` is awaited at the end, when nothing is written any more.
+        """
         stack.callback(self.arena.close)
         await self.blocks.start()
         stack.push_async_callback(self.blocks.close)
+        if on_quiet is not None:
+            stack.push_async_callback(on_quiet)
         stack.push_async_callback(self.compactor.close)
         self.writer.start()
         stack.push_async_callback(self.writer.close)

@@ -18,6 +18,7 @@ from jfsd.clock import monotonic_s
 from jfsd.daemon.holder_link import HOLDER_VARIABLE, is_kept
 from jfsd.daemon.takeover import NAMES
 from jfsd.daemon.timing import RESTART
+from jfsd.failpoint import reach
 
 if TYPE_CHECKING:
     from jfsd.daemon.state import State
@@ -69,6 +70,7 @@ class Handover:
         """
         began_s = monotonic_s()
         self._kernel.park()
+        reach("handover.parked")
         if promote is None and HOLDER_VARIABLE in os.environ:
             kept = asyncio.create_task(asyncio.to_thread(is_kept, NAMES), name="is_kept")
         else:
@@ -82,11 +84,13 @@ class Handover:
         now_s = monotonic_s()
         drain_ms = round((now_s - began_s) * 1000, 1)
         self._on_leave()
+        reach("handover.finished")
         self._state.running(0)
         self._state.change(
             sealed=True,
             leaving={"kind": kind, "at_s": began_s, "drain_ms": drain_ms, "left": left},
         )
+        reach("handover.sealed")
         if promote is not None:
             promote()
         log.info("hands over after %.0f ms, %d requests come again", drain_ms, left)

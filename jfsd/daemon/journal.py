@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from jfsd.chunk.pending import PendingSlice
+from jfsd.chunk.pending import Draft, PendingSlice
 from jfsd.clock import monotonic_s
 from jfsd.daemon.state import FileRecord, State
 from jfsd.types import Ino, NodeType
@@ -47,6 +47,14 @@ class SliceJournal:
     def on_committed(self, pending: PendingSlice) -> None:
         """Forget the slice."""
         self._state.remove_slice(pending.seq)
+
+    def on_draft(self, draft: Draft) -> None:
+        """Remember objects that nobody refers to yet, or any more."""
+        self._state.put_draft(draft)
+
+    def on_settled(self, slice_id: int) -> None:
+        """Forget them."""
+        self._state.remove_draft(slice_id)
 
 
 class HandleJournal:

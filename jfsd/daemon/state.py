@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from jfsd.chunk.pending import SliceRecord
+from jfsd.chunk.pending import Draft, SliceRecord
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.types import CHUNK_SIZE, Ino
 
@@ -57,6 +57,8 @@ _FILES, _FILE_BYTES = 1 << 20, 48
 _LOCKS, _LOCK_BYTES = 1 << 17, 32
 _SLICES = 1 << 16
 _STRETCH_BYTES = 64 << 10
+_DRAFT = 1 << 63
+"""Set in the `seq` of a record without slots, which stands for a draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class State:
         self._lock_slots: dict[tuple[int, int], int] = {}
         self._slice_slots: dict[int, int] = {}
         self._slice_turns: dict[int, int] = {}
+        self._drafts: dict[int, Draft] = {}
 
     @classmethod
     def create(cls, header: Header) -> State:
@@ -310,7 +313,10 @@ class State:
         self._slices.free(slot)
 
     def slices(self) -> list[SliceRecord]:
-        """Return the slices that an earlier process left; call once, before any change."""
+        """Return the slices that an earlier process left; call once, before any change.
+
+        `drafts` are read with them.
+        """
         found = []
         for slot in self._slices.slots():
             copies = [self._slice(self._slices.at(slot) + n * self._slice_bytes) for n in (0, 1)]
@@ -319,8 +325,29 @@ class State:
                 turn, record = max(valid, key=lambda copy: copy[0])
                 self._slice_slots[record.seq] = self._slices.use(slot)
                 self._slice_turns[record.seq] = turn
-                found.append(record)
+                if record.seq & _DRAFT:
+                    draft = Draft(record.id, record.length, record.ino, record.chunk)
+                    self._drafts[draft.id] = draft
+                else:
+                    found.append(record)
+        for record in found:  # it gets committed, or is a draft again
+            self.remove_draft(record.id)
         return found
+
+    def put_draft(self, draft: Draft) -> None:
+        """Remember objects that are to be deleted unless their slice gets committed."""
+        seq = _DRAFT | draft.id
+        self.put_slice(SliceRecord(seq, draft.ino, draft.chunk, 0, draft.size, draft.id, 0, ()))
+        self._drafts[draft.id] = draft
+
+    def remove_draft(self, slice_id: int) -> None:
+        """Forget a draft whose objects are committed, or gone."""
+        self.remove_slice(_DRAFT | slice_id)
+        self._drafts.pop(slice_id, None)
+
+    def drafts(self) -> list[Draft]:
+        """Return all drafts; those of earlier processes once `slices` has been called."""
+        return list(self._drafts.values())
 
     def _slice(self, at: int) -> tuple[int, SliceRecord] | None:
         crc, turn, seq, ino, chunk, pos, length, id_, mtime_ns, count = _SLICE.unpack_from(
@@ -434,10 +461,10 @@ def read_header(fd: int) -> tuple[Header, int]:
     if best is None:
         raise StateError("has no header with a matching checksum")
     seq, fields = best
-    if fields.pop("magic", "") != _MAGIC or (layout := fields.pop("layout", 0)) != LAYOUT:
-        raise StateError(
-            f"is of layout {fields.get('layout', layout)}, this version reads {LAYOUT}"
-        )
+    if fields.pop("magic", "") != _MAGIC:
+        raise StateError("is the state of another program")
+    if (layout := fields.pop("layout", 0)) != LAYOUT:
+        raise StateError(f"is of layout {layout}, this version reads {LAYOUT}")
     names = {each.name for each in dataclasses.fields(Header)} - {"more"}
     fields["init_in"] = b64decode(fields["init_in"])
     fields["init_out"] = b64decode(fields["init_out"])

@@ -19,6 +19,7 @@ from jfsd.config.settings import MountSettings, settings_from
 from jfsd.daemon.holder_store import Kept
 from jfsd.daemon.state import Header, State, StateError
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.failpoint import reach
 from jfsd.systemd.fdstore import received
 from jfsd.systemd.notify import Notifier
 
@@ -181,6 +182,8 @@ def park(notifier: Notifier, kept: Iterable[Kept]) -> None:
     take the descriptor for a broken one and drop it without a word.
     """
     for name, fd in kept:
+        if name == FUSE:
+            reach("start.parking")
         notifier.store(name, fd)
     notifier.remove(INIT)
 

@@ -91,6 +91,7 @@ static struct {
 	PyObject *init_in;         /* bytes; owned */
 	PyObject *init_out;        /* bytes once answered; owned */
 	bool init_unread, init_unanswered, attached, ended;
+	bool caught_up;            /* a request has come that no earlier process had read */
 	struct fuse_lowlevel_ops theirs;
 
 	struct fuse_in_header in;  /* request being dispatched, unique without RESENT */
@@ -512,6 +513,11 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 	state.in = *in;
 	note_request(in);
 	state.resent += state.replaying || (in->unique & RESENT) != 0;
+	/* What was read before comes first, marked, but for these, which never come again. */
+	if (!state.replaying && !(in->unique & RESENT) && in->opcode != FUSE_INIT &&
+	    in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET &&
+	    in->opcode != FUSE_INTERRUPT)
+		state.caught_up = true;
 	state.in.unique &= ~RESENT;
 	state.payload = NULL;
 	if (in->opcode == FUSE_TMPFILE)
@@ -759,7 +765,7 @@ static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 	Py_XSETREF(state.init_in, Py_NewRef(init_in));
 	Py_CLEAR(state.init_out);
 	state.init_unread = state.init_unanswered = true;
-	state.attached = state.ended = false;
+	state.attached = state.ended = state.caught_up = false;
 	state.room = NULL;
 	state.resent = 0;
 	if (PySet_Clear(state.watched) < 0 ||
@@ -790,6 +796,18 @@ static PyObject *lost(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
 	return PyLong_FromUnsignedLong(state.lost);
+}
+
+static PyObject *caught_up(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyBool_FromLong(state.caught_up);
+}
+
+static PyObject *unanswered(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PySet_New(state.watched);
 }
 
 static PyObject *init_out(PyObject *self, PyObject *none)
@@ -882,6 +900,9 @@ static PyMethodDef methods[] = {
 	  "Return how many requests came that an earlier process had read." },
 	{ "lost", lost, METH_NOARGS,
 	  "Return how many requests in flight a next process could not repeat from the journal." },
+	{ "caught_up", caught_up, METH_NOARGS,
+	  "Return whether a request was read that is no repeat of an earlier process's." },
+	{ "unanswered", unanswered, METH_NOARGS, "Return the watched numbers not yet answered." },
 	{ "init_out", init_out, METH_NOARGS, "Return our answer to INIT, b'' before it." },
 	{ "unique", unique, METH_NOARGS,
 	  "Return the current request's number; take_answered() will have it once answered." },

@@ -36,6 +36,7 @@ JOURNAL_NOTES_AT = _native.JOURNAL_NOTES_AT
 JOURNAL_STAGED_AT = _native.JOURNAL_STAGED_AT
 attached = _native.attached
 body = _native.body
+caught_up = _native.caught_up
 current = _native.current
 ended = _native.ended
 init_out = _native.init_out
@@ -47,6 +48,7 @@ payload = _native.payload
 prepare = _native.prepare
 resent = _native.resent
 take_answered = _native.take_answered
+unanswered = _native.unanswered
 unique = _native.unique
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "JOURNAL_STAGED_AT",
     "attached",
     "body",
+    "caught_up",
     "current",
     "ended",
     "init_out",
@@ -67,5 +70,6 @@ __all__ = [
     "pyfuse3",
     "resent",
     "take_answered",
+    "unanswered",
     "unique",
 ]

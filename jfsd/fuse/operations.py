@@ -16,6 +16,7 @@ import stat
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from jfsd import failpoint
 from jfsd.clock import monotonic_s
 from jfsd.fuse import abi, native
 from jfsd.fuse.methods import answered
@@ -57,6 +58,7 @@ _DEVICES = frozenset((NodeType.BLOCKDEV, NodeType.CHARDEV))
 
 def replying(handler: Handler[P, T]) -> Handler[P, T]:
     """Let `handler` fail with nothing but what pyfuse3 turns into an answer."""
+    place = f"request.{handler.__name__}"
 
     @functools.wraps(handler)
     async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -67,7 +69,10 @@ def replying(handler: Handler[P, T]) -> Handler[P, T]:
                 result = await handler(self, *args, **kwargs)
             else:
                 self._refuse_poison(current[0], args)
-                result = await _Marked(handler(self, *args, **kwargs), current[0], self._mark)
+                work = handler(self, *args, **kwargs)
+                if failpoint.armed:
+                    work = failpoint.reached(place, work)
+                result = await _Marked(work, current[0], self._mark)
         except OSError as error:
             failure = error.errno or errno.EIO
             raise pyfuse3.FUSEError(failure) from None
@@ -131,6 +136,11 @@ class Operations(pyfuse3.Operations):
         self._waiting: dict[int, asyncio.Task[None]] = {}
         self._interrupted: set[int] = set()
         native.on_interrupt(self._interrupt)
+
+    @property
+    def waiting(self) -> set[int]:
+        """Requests that wait for a lock."""
+        return set(self._waiting)
 
     # -- names --------------------------------------------------------------------------------
 

@@ -109,6 +109,7 @@ class Session:
         self._suspicion = suspicion
         self._journal = journal
         self._workers: Workers | None = None
+        self._operations: Operations | None = None
 
     def __repr__(self) -> str:
         how = "adopted" if self._adopted else "fresh"
@@ -133,6 +134,21 @@ class Session:
     def first_answer_s(self) -> float:
         """When the first request was answered, on the monotonic clock; 0.0 before it."""
         return self._workers.first_answer_s if self._workers is not None else 0.0
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that an earlier process had read and not answered has come again."""
+        return native.caught_up()
+
+    @property
+    def unanswered(self) -> set[int]:
+        """Requests that change something and are not answered; waiting locks are among them."""
+        return native.unanswered()
+
+    @property
+    def waiting(self) -> set[int]:
+        """Requests that wait for a lock, for as long as it takes."""
+        return self._operations.waiting if self._operations is not None else set()
 
     async def serve(self, on_ready: Callable[[bool], None] | None = None) -> None:
         """Answer requests until the mount is gone or `stop` is called.
@@ -219,7 +235,7 @@ class Session:
             replay=replay,
         )
         suspicion = self._suspicion
-        operations = Operations(
+        operations = self._operations = Operations(
             self._vfs,
             acls=terms.acls,
             mark=suspicion.mark if suspicion else None,

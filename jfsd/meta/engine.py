@@ -13,7 +13,8 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
-from jfsd import clock
+from jfsd import clock, failpoint
+from jfsd.failpoint import reach
 from jfsd.meta import codec
 from jfsd.meta.keyspace import Keys
 from jfsd.meta.scripts import SCRIPTS
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 INODE_BATCH: Final = 1024
 SLICE_BATCH: Final = 4096
 ACKS_PER_SCRIPT: Final = 500
+RESULTS_KEPT_S: Final = 30 * 86400
+"""How long recorded results of operations outlive the last refresh of their mount."""
 ACK_DELAY_S: Final = 2.0
 """Time after which a result of the daemon's own is forgotten; by then its task has run."""
 UNANSWERED_DELAY_S: Final = 60.0
@@ -197,7 +200,7 @@ class Engine:
         Raises:
             FencedError: A newer server has claimed the mount.
         """
-        await self.run("claim", "0")
+        await self.run("claim", "0", RESULTS_KEPT_S)
 
     async def forget_others(
         self, unanswered: Iterable[int] = (), pending_slices: Iterable[int] = ()
@@ -206,8 +209,8 @@ class Engine:
 
         To be called when nothing else of a former server can come again.
         """
-        keep = {op & ~1 for op in (*unanswered, *self._recorded)}
         fields = await self.connection.call("HKEYS", self._operations)
+        keep = {op & ~1 for op in (*unanswered, *self._recorded)}  # now: some are of just now
         own = f"n{self.generation}-"
         slices = {f"s{number}" for number in pending_slices} | self._underway
         slices.update(identity for _, identity, _ in self._maturing)
@@ -274,6 +277,10 @@ class Engine:
             fail(errno.EROFS)
         return await self._own(script, identity, args)
 
+    async def was_done(self, identity: str) -> bool:
+        """Return whether the result of an identity is recorded."""
+        return bool(await self.connection.call("HEXISTS", self._operations, identity))
+
     async def _own(self, script: str, identity: str, args: tuple[Argument, ...]) -> list[Reply]:
         self._underway.add(identity)
         try:
@@ -305,6 +312,7 @@ class Engine:
             self.inode_limit,
             *args,
         )
+        reach("script.before")
         try:
             result = await self.connection.call(*command)
         except ReplyError as error:
@@ -313,6 +321,9 @@ class Engine:
                 raise
             await self.connection.call("SCRIPT", "LOAD", script.source)
             result = await self.connection.call(*command)
+        reach("script.after")
+        if failpoint.armed:
+            reach(f"script.after.{name}")
         status: int = result[0]
         if status == 0:
             return result[1:]  # type: ignore[no-any-return]

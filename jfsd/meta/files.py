@@ -230,9 +230,9 @@ class Files(Engine):
             (slice id, size) of every old slice that lost its last reference, or None when
             the list has changed meanwhile and nothing was done.
         """
-        result: list[Reply] = await self.mutate(
+        result: list[Reply] = await self.mutate_as(
             "compact",
-            None,
+            draft_identity(record.id),
             str(ino),
             str(index),
             b"".join(origin),
@@ -244,6 +244,13 @@ class Files(Engine):
             return None
         pairs = (text.split(b"_") for text in result)
         return [(int(slice_id), int(size)) for slice_id, size in pairs]
+
+    async def is_compacted_into(self, slice_id: int) -> bool:
+        """Return whether a former server's compaction into this slice was committed.
+
+        To be asked before its results are forgotten; that server is fenced.
+        """
+        return await self.was_done(draft_identity(slice_id))
 
     # ---- usage
 
@@ -272,3 +279,8 @@ class Files(Engine):
                 inodes = min(inodes, max_inodes)
                 free_inodes = min(free_inodes, max(max_inodes - int(quota_inodes), 0))
         return total, free, inodes, free_inodes
+
+
+def draft_identity(slice_id: int) -> str:
+    """Return the identity of the compaction that writes a slice."""
+    return f"d{slice_id}"

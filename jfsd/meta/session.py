@@ -29,7 +29,7 @@ from jfsd import clock
 from jfsd.config.version import JUICEFS_LEVEL
 from jfsd.config.volume import Volume
 from jfsd.errors import ExitCode, RefusedError
-from jfsd.meta.engine import FencedError
+from jfsd.meta.engine import RESULTS_KEPT_S, FencedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,6 @@ SESSION_VERSION: Final = f"{JUICEFS_LEVEL}+jfsd.{jfsd.__version__}"
 DEFAULT_HEARTBEAT_S: Final = 12.0
 HEARTBEATS_TO_EXPIRY: Final = 5
 FOREVER_S: Final = 365 * 86400
-RESULTS_KEPT_S: Final = 30 * 86400
-"""How long recorded results of operations outlive the last refresh of their mount."""
 STALE_PER_RUN: Final = 1000
 LEGACY_EXPIRY_S: Final = 300
 LOCK_KEYS_PER_SCRIPT: Final = 200

@@ -13,8 +13,10 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from typing import NamedTuple
 
+from jfsd.failpoint import reach
 from jfsd.object.base import ObjectInfo
 from jfsd.types import ReadableBuffer
 
@@ -269,15 +271,33 @@ def _link(descriptor: int, parent: int, name: str) -> None:
 
 
 def _replace(descriptor: int, parent: int, name: str) -> None:
-    """Give an unnamed file a name in place of the file that has it."""
-    draft = _temporary(name)
-    _link(descriptor, parent, draft)
+    """Give an unnamed file a name in place of the file that has it.
+
+    On the way it has a name that depends on the other alone, so that whoever repeats this
+    after a kill finds what was left, and takes it away. If it was another one's at work,
+    that one is done: it has been replaced.
+    """
+    first = f"{_TEMPORARY_PREFIX}{sha256(os.fsencode(name)).hexdigest()[:32]}.tmp.new"
+    try:
+        _link(descriptor, parent, first)
+    except FileExistsError:
+        draft = _temporary(name)
+        _link(descriptor, parent, draft)
+    else:
+        draft = first
+        reach("store.replacing")
     try:
         os.rename(draft, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except FileNotFoundError:
+        if draft != first:
+            raise
     except BaseException:
         with suppress(OSError):
             os.unlink(draft, dir_fd=parent)
         raise
+    if draft != first:
+        with suppress(FileNotFoundError):
+            os.unlink(first, dir_fd=parent)
 
 
 def _rename(parent: int, name: str, fill: _Filling) -> None:

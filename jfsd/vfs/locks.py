@@ -117,8 +117,15 @@ class LockOps(Core):
         """Drop all byte-range locks of a closing owner, without asking if it had none."""
         if not handle.inode.disown(owner):
             return
-        self.handles.journal.unlocked(handle.fh, owner)
-        await self.meta.setlk(Caller(0, 0), handle.ino, owner, LockType.UNLOCK, 0, END_OF_FILE, 0)
+        try:
+            await self.meta.setlk(
+                Caller(0, 0), handle.ino, owner, LockType.UNLOCK, 0, END_OF_FILE, 0
+            )
+        except OSError:
+            handle.own(owner)  # the next close tries again
+            raise
+        if owner not in handle.inode.posix_owners:  # else it has come back meanwhile
+            self.handles.journal.unlocked(handle.fh, owner)
         self._wake(handle.ino)
 
     async def _drop_ofd(self, handle: FileHandle) -> None:
@@ -127,8 +134,9 @@ class LockOps(Core):
         The kernel sends no unlock for them, and those of processes are gone by now: each
         closing process flushes.
         """
-        for owner in handle.posix_owners & handle.inode.posix_owners:
+        for owner in list(handle.posix_owners):
             await self._drop_posix(handle, owner)
+            self.handles.journal.unlocked(handle.fh, owner)  # it may be gone by another handle
 
     async def _drop_flock(self, caller: Caller, handle: FileHandle, owner: int) -> None:
         """Drop the whole-file lock of a closed file description, if it had one."""

@@ -10,7 +10,7 @@ import pytest
 from support.session import Service, clean_env, wait_until
 
 RUN = Path(__file__).parents[1] / "demo" / "run.py"
-SMALL = ["--files", "60", "--large-mib", "8"]
+SMALL = ["--files", "60", "--large-mib", "8", "--rounds", "1"]
 
 pytestmark = pytest.mark.jfsd_only
 
@@ -48,7 +48,12 @@ def test_a_run_verifies_twice_and_leaves_nothing(start):
     assert "copy 63 files and links" in shown
     # Announced once and reported once, warm and cold.
     assert shown.count("verify checksums") == 4
-    assert shown.rstrip().endswith("warm and cold")
+    assert "OK: every file was read back as it was written, warm and cold" in shown
+    for event in ("restart", "reload", "upgrade", "kill"):
+        assert f"jfsd, {event} " in shown
+    assert "juicefs, upgrade " in shown
+    assert "0 errors, 0 files lost or changed, 0 operations done twice" in shown
+    assert shown.rstrip().endswith("OK: no program noticed that its server was replaced")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

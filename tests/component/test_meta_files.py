@@ -500,8 +500,11 @@ async def test_compaction_of_a_changed_list_does_nothing(nodes) -> None:
     origin = await nodes.meta.begin_compaction(ino, 0)
     new = Slice(0, 500, 23000, 0, 23000)
     assert await nodes.meta.commit_compaction(ino, 0, origin, 0, new)
+    again = await nodes.meta.commit_compaction(ino, 0, origin, 0, new)
+    assert again, "asked again, it tells its first result"
     nodes.mark()
-    assert await nodes.meta.commit_compaction(ino, 0, origin, 0, new) is None
+    other = Slice(0, 501, 23000, 0, 23000)
+    assert await nodes.meta.commit_compaction(ino, 0, origin, 0, other) is None
     assert nodes.changed() == {}
 
 

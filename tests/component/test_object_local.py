@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -349,3 +350,38 @@ async def test_a_failed_sync_is_final(store, monkeypatch) -> None:
     with pytest.raises(StoreError) as caught:
         await store.settle(["v/a"])
     assert not caught.value.retryable
+
+
+@pytest.mark.promise(8)
+def test_a_repeat_takes_away_what_a_killed_replacement_left(tmp_path):
+    tree = ObjectTree(f"{tmp_path}/")
+    path = f"{tmp_path}/v/1_0_5"
+    tree.write(path, b"first", lambda: False)
+    script = (
+        "import sys; from jfsd.object.tree import ObjectTree;"
+        "ObjectTree(sys.argv[1]).write(sys.argv[2], b'other', lambda: False)"
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", script, f"{tmp_path}/", path],
+        env={**os.environ, "JFSD_FAILPOINT": "store.replacing"},
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path / "v")) == 2
+    tree.write(path, b"third", lambda: False)
+    assert os.listdir(tmp_path / "v") == ["1_0_5"]
+    assert (tmp_path / "v" / "1_0_5").read_bytes() == b"third"
+
+
+def test_replacements_of_one_object_at_once_meet_peacefully(tmp_path):
+    trees = [ObjectTree(f"{tmp_path}/") for _ in range(4)]
+    bodies = [bytes([number]) * 5000 for number in range(4)]
+
+    def replace(number):
+        for _ in range(30):
+            trees[number].write(f"{tmp_path}/v/1_0_5000", bodies[number], lambda: False)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(replace, range(4)))
+    assert os.listdir(tmp_path / "v") == ["1_0_5000"]
+    assert (tmp_path / "v" / "1_0_5000").read_bytes() in bodies

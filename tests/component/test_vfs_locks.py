@@ -12,6 +12,7 @@ import pytest
 from support.filesystems import make_volume, open_vfs
 
 from jfsd.types import Caller
+from jfsd.vfs.handles import NoHandleJournal
 from jfsd.vfs.ports import Options
 
 if TYPE_CHECKING:
@@ -142,3 +143,50 @@ async def test_a_refused_lock_of_a_read_only_mount_does_not_fail_the_close(
         assert info.value.errno == errno.EROFS
         vfs.meta.read_only = True
         await locker.close(opened.fh, 1)
+
+
+class Journal(NoHandleJournal):
+    """Owners that a next server would be told of."""
+
+    def __init__(self) -> None:
+        self.owners: set[tuple[int, int]] = set()
+
+    def locking(self, fh: int, owner: int) -> None:
+        self.owners.add((fh, owner))
+
+    def unlocked(self, fh: int, owner: int) -> None:
+        self.owners.discard((fh, owner))
+
+
+async def test_an_owner_is_remembered_until_its_locks_are_dropped(
+    locker: Locker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that dies in the middle of a close leaves the rest of it to the next one."""
+    journal = locker.vfs.handles.journal = Journal()
+    one, two = await locker.open(), await locker.open()
+    await locker.lock(one, 1, WRITE)
+    setlk = locker.vfs.meta.setlk
+
+    async def fails(*_: object) -> None:
+        assert journal.owners == {(one, 1)}
+        raise OSError(errno.EIO, "away")
+
+    monkeypatch.setattr(locker.vfs.meta, "setlk", fails)
+    with pytest.raises(OSError, match="away"):
+        await locker.vfs.flush(locker.caller(), one, 1)
+    assert journal.owners == {(one, 1)}
+    monkeypatch.setattr(locker.vfs.meta, "setlk", setlk)
+    await locker.close(one, 1)
+    assert journal.owners == set()
+    await locker.lock(two, 2, WRITE)
+    await locker.close(two, 2)
+
+
+async def test_nothing_is_remembered_of_a_handle_that_is_closed(locker: Locker) -> None:
+    """Also when its locks went earlier, with another descriptor of the file."""
+    journal = locker.vfs.handles.journal = Journal()
+    one, two = await locker.open(), await locker.open()
+    await locker.lock(one, 1, WRITE)
+    await locker.close(two, 1)
+    await locker.close(one, 1)
+    assert journal.owners == set()

@@ -2,7 +2,11 @@
 
 Starts a private Redis, formats a volume on a directory, mounts it, copies a tree onto it,
 verifies every byte through the mount, mounts it again with cold caches and verifies once
-more. Prints what it did and how long it took; the exit status says whether all was well.
+more. Then it mounts in the background, and while a load that checks itself runs, the server
+is restarted, reloaded, upgraded and killed; a table shows what programs felt of it, beside
+the reference's smooth upgrade where `juicefs` is installed.
+
+Prints what it did and how long it took; the exit status says whether all was well.
 Whatever happens, nothing is left: no mount, no process, no file.
 
 The servers are children of this process and the load runs in children of its own, so a
@@ -15,15 +19,21 @@ import argparse
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.events import Background, Outcome, table, under_load
 
 HERE = Path(__file__).resolve().parent
 JFSD = Path(sys.executable).with_name("jfsd")
@@ -48,8 +58,10 @@ class Step(NamedTuple):
 class Run:
     """One run: its directory, its children, what it has done so far."""
 
-    def __init__(self, files: int, large_mib: int) -> None:
+    def __init__(self, files: int, large_mib: int, rounds: int) -> None:
         self.files = files
+        self.rounds = rounds
+        self.tables: list[str] = []
         self.large_mib = large_mib
         self.steps: list[Step] = []
         self.stack = contextlib.ExitStack()
@@ -80,6 +92,67 @@ class Run:
         self.show_usage()
         with self.timed("unmount"):
             self.unmount()
+        self.events()
+
+    def events(self) -> None:
+        """Let servers come and go under a load; fail if a program notices."""
+        rounds = self.rounds
+        if not rounds:
+            return
+        with self.timed("mount in the background"):
+            command = self.mount_background()
+        mount = Background(command, self.mountpoint, self.environment())
+        series = [("restart", mount.restart), ("reload", mount.reload)]
+        series += [("upgrade", mount.upgrade), ("kill", mount.kill)]
+        felt = {}
+        with self.timed("restart, reload, upgrade and kill it under a checked load"):
+            felt["jfsd"] = self.felt(self.mountpoint / "load", series * rounds)
+        with self.timed("unmount"):
+            self.call("umount", str(self.mountpoint), limit_s=WORK_LIMIT_S)
+        program = shutil.which("juicefs", path=f"{JFSD.parent}:{os.environ.get('PATH', '')}")
+        if program:
+            with self.timed("the same load beside the reference's smooth upgrade"):
+                felt["juicefs"] = self.reference(program, rounds)
+        self.tables += ["what a program felt, the longest of each kind of event:", *table(felt)]
+        if not felt["jfsd"].fine:
+            complaints = felt["jfsd"].errors + felt["jfsd"].wrong
+            raise RunFailedError("a program noticed: " + "; ".join(complaints[:10]))
+
+    def felt(self, top: Path, series: list[tuple[str, Callable[[], None]]]) -> Outcome:
+        """Run the load in a child; a mount that hangs is aborted at the time limit."""
+        top.mkdir()
+        return in_child(lambda: under_load(top, series), lambda: abort(self.mountpoint))
+
+    def mount_background(self) -> list[str]:
+        """Mount under a holder; return the command, which upgrades when it is run again."""
+        arguments = ["mount", "-d", self.meta_url, str(self.mountpoint)]
+        arguments += ["--cache-dir", str(self.root / "cache-3")]
+        self.stack.callback(take_away, self.mountpoint)
+        self.stack.callback(self.end_background)
+        self.call(*arguments)
+        return [str(JFSD), *arguments]
+
+    def end_background(self) -> None:
+        """Unmount what runs in the background, if it still does."""
+        if device_of(self.mountpoint):
+            with contextlib.suppress(RunFailedError):
+                self.call("umount", str(self.mountpoint))
+
+    def reference(self, program: str, rounds: int) -> Outcome:
+        """Let the reference serve the same volume, and upgrade it a few times."""
+        command = [program, "mount", "-d", "--no-usage-report", "--no-syslog", "--no-agent"]
+        command += ["--enable-xattr", "--backup-meta", "0", "--log", f"{self.root}/juicefs.log"]
+        command += ["--cache-dir", f"{self.root}/cache-4", self.meta_url, str(self.mountpoint)]
+
+        def upgrade() -> None:
+            subprocess.run(command, check=True, timeout=120, capture_output=True, cwd=self.root)
+
+        self.stack.callback(take_away, self.mountpoint)
+        try:
+            upgrade()
+            return self.felt(self.mountpoint / "reference", [("upgrade", upgrade)] * rounds)
+        finally:
+            subprocess.run([program, "umount", self.mountpoint], check=False, capture_output=True)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -193,12 +266,46 @@ class Run:
         for step in self.steps:
             print(f"  {step.what:<{width}}  {step.seconds:7.2f} s  {step.amount}")
         print(f"  {'in all':<{width}}  {sum(step.seconds for step in self.steps):7.2f} s")
+        if self.tables:
+            print("", *self.tables, sep="\n")
 
     def show_logs(self) -> None:
         """Print the end of the daemon's logs, for a failure."""
         for log in sorted(self.root.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()[-20:]
             print(f"--- {log.name}", *lines, sep="\n", file=sys.stderr)
+
+
+def in_child(work: Callable[[], Outcome], on_hang: Callable[[], None]) -> Outcome:
+    """Do the work in a child of ours, so that no server inherits what it has open."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            with os.fdopen(writer, "wb") as sink:
+                pickle.dump(work(), sink)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    hang = threading.Timer(WORK_LIMIT_S, on_hang)
+    hang.start()
+    try:
+        with os.fdopen(reader, "rb") as source:
+            answer = source.read()
+    finally:
+        hang.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if not answer:
+        raise RunFailedError("the load under events failed; see above")
+    outcome: Outcome = pickle.loads(answer)
+    return outcome
 
 
 def device_of(mountpoint: Path) -> str:
@@ -273,11 +380,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=12_000, help="at most so many files")
     parser.add_argument("--large-mib", type=int, default=384, help="MiB in a few large files")
+    parser.add_argument("--rounds", type=int, default=4, help="events of each kind")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, stop)
     print("jfsd: real work on a volume of its own", flush=True)
-    run = Run(options.files, options.large_mib)
+    run = Run(options.files, options.large_mib, options.rounds)
     with run.stack:
         try:
             run.main()
@@ -294,6 +402,8 @@ def main() -> int:
                 signal.signal(number, signal.SIG_IGN)
         run.report()
     print("OK: every file was read back as it was written, warm and cold", flush=True)
+    if options.rounds:
+        print("OK: no program noticed that its server was replaced", flush=True)
     return 0
 
 

@@ -9,28 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
-from support.compare import facts
+from hypothesis.stateful import run_state_machine_as_test
+from support.model import TreeMachine
 from support.posix import (
     KEEP_SIZE,
     PUNCH_HOLE,
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
     ZERO_RANGE,
-    attempt,
     fallocate,
     isolated,
-    renameat2,
 )
-from support.tree import assert_same, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,117 +254,6 @@ def test_the_shadow_survives_a_remount(
     _same((mounted.path / "second").read_bytes(), other)
     mounted.unmount()
     volume.check()
-
-
-NAMES = st.sampled_from(["a", "b", "c", "d"])
-
-
-class TreeMachine(RuleBasedStateMachine):
-    """The same name operations on the mount and on the reference directory."""
-
-    work: Path
-    ref: Path
-    count = 0
-
-    directories = Bundle("directories")
-
-    def __init__(self) -> None:
-        super().__init__()
-        type(self).count += 1
-        self.tops = [side / f"run{self.count}" for side in (self.work, self.ref)]
-        for top in self.tops:
-            top.mkdir()
-
-    def both(self, call: Callable[..., object], *arguments: object) -> None:
-        outcomes = []
-        for top in self.tops:
-            real = [f"{top}{a.removeprefix('@')}" if _is_name(a) else a for a in arguments]
-            outcomes.append(attempt(call, *real))
-        ours, theirs = outcomes
-        assert ours == theirs, f"{call.__name__}{arguments}: got {ours}, expected {theirs}"
-
-    @rule(target=directories)
-    def top(self) -> str:
-        return "@"
-
-    @rule(target=directories, parent=directories, name=NAMES)
-    def mkdir(self, parent: str, name: str) -> str:
-        path = f"{parent}/{name}"
-        self.both(os.mkdir, path)
-        return path
-
-    @rule(parent=directories, name=NAMES, content=st.binary(max_size=20))
-    def write(self, parent: str, name: str, content: bytes) -> None:
-        self.both(_write, f"{parent}/{name}", content)
-
-    @rule(parent=directories, name=NAMES)
-    def symlink(self, parent: str, name: str) -> None:
-        self.both(_symlink, f"{parent}/{name}")
-
-    @rule(a=directories, b=directories, x=NAMES, y=NAMES)
-    def link(self, a: str, b: str, x: str, y: str) -> None:
-        self.both(_link, f"{a}/{x}", f"{b}/{y}")
-
-    @rule(a=directories, b=directories, x=NAMES, y=NAMES)
-    def rename(self, a: str, b: str, x: str, y: str) -> None:
-        self.both(os.rename, f"{a}/{x}", f"{b}/{y}")
-
-    @rule(
-        a=directories,
-        b=directories,
-        x=NAMES,
-        y=NAMES,
-        flags=st.sampled_from([RENAME_EXCHANGE, RENAME_NOREPLACE]),
-    )
-    def rename_with(self, a: str, b: str, x: str, y: str, flags: int) -> None:
-        self.both(renameat2, f"{a}/{x}", f"{b}/{y}", flags)
-
-    @rule(parent=directories, name=NAMES)
-    def unlink(self, parent: str, name: str) -> None:
-        self.both(os.unlink, f"{parent}/{name}")
-
-    @rule(path=consumes(directories))
-    def rmdir(self, path: str) -> None:
-        if path != "@":
-            self.both(os.rmdir, path)
-
-    @rule(parent=directories, name=NAMES, mode=st.integers(0, 0o7777))
-    def chmod(self, parent: str, name: str, mode: int) -> None:
-        self.both(os.chmod, f"{parent}/{name}", mode)
-
-    @rule(parent=directories, name=NAMES)
-    def stat(self, parent: str, name: str) -> None:
-        self.both(lambda p: facts(os.lstat(p)), f"{parent}/{name}")
-
-    @rule(parent=directories)
-    def listdir(self, parent: str) -> None:
-        self.both(lambda p: sorted(os.listdir(p)), parent)
-
-    @invariant()
-    def counts(self) -> None:
-        for ours, theirs in [[os.stat(t).st_nlink for t in self.tops]]:
-            assert ours == theirs
-
-    def teardown(self) -> None:
-        assert_same(snapshot(self.tops[0]), snapshot(self.tops[1]))
-
-
-def _is_name(argument: object) -> bool:
-    return isinstance(argument, str) and argument.startswith("@")
-
-
-def _write(path: str, content: bytes) -> None:
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-    os.write(fd, content)
-    os.close(fd)
-
-
-def _symlink(path: str) -> None:
-    os.symlink("nowhere", path)
-
-
-def _link(old: str, new: str) -> None:
-    os.link(old, new, follow_symlinks=False)
 
 
 def test_a_tree_like_its_reference(work: Path, ref: Path) -> None:

@@ -128,7 +128,8 @@ class Client:
 
         Without `cache` the mount gets a new, empty cache directory.
         """
-        path.mkdir(exist_ok=True)
+        if not mounts.at(path):
+            path.mkdir(exist_ok=True)
         cache = cache or self.session.directory("c")
         log = self.session.root / f"{path.name}.{self.name}.log"
         before = len(mounts.at(path))

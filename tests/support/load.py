@@ -1,7 +1,7 @@
 """A load that checks itself: every acknowledged change is remembered, and found again later.
 
 Each worker is a process of its own (started before the event that the test makes), so
-a worker that hangs or dies does not take the tests with it.
+a worker that hangs or dies does not take the tests with it. What they do is in `jobs`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ import pickle
 import random
 import signal
 import time
-from pathlib import Path
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from support.jobs import KINDS
 from support.tree import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from support.jobs import Job
+
+SLOW_S = 0.01
+"""Steps that take longer are remembered with their times."""
+
+SMALL = ("names", "appender", "reader", "locker", "unlinked", "mapper", "direct", "contender")
+"""Kinds that work in small steps: all but those that move or list much."""
 
 
 class Report(NamedTuple):
@@ -28,6 +38,10 @@ class Report(NamedTuple):
     errors: list[str]
     expected: dict[str, object]
     """Relative name to content digest, or to None for a name that must not exist."""
+    tally: dict[str, int]
+    """What it added to counters that several workers share."""
+    slow: list[tuple[float, float]]
+    """Begin and end of its slow steps, by the monotonic clock."""
 
 
 class Worker:
@@ -43,11 +57,12 @@ class Worker:
             os.close(self._reader)
             status = 1
             try:
-                stopped: list[int] = []
-                signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
+                asked = Counter[int]()
+                for number in (signal.SIGUSR1, signal.SIGUSR2):
+                    signal.signal(number, lambda number, _: asked.update([number]))
                 job = KINDS[kind](self.top, random.Random(seed))
                 os.write(writer, b"r")
-                report = _work(job, stopped)
+                report = _work(job, asked)
                 with os.fdopen(writer, "wb") as sink:
                     pickle.dump(report, sink)
                 status = 0
@@ -58,6 +73,10 @@ class Worker:
     def wait_ready(self) -> None:
         """Return when it has prepared its directory and works."""
         assert os.read(self._reader, 1) == b"r", f"{self.kind} could not prepare"
+
+    def compare(self) -> None:
+        """Let it compare, after its present step, all that it has done so far."""
+        os.kill(self.pid, signal.SIGUSR2)
 
     def stop(self) -> Report:
         """Tell it to end after its present step; return what it did."""
@@ -75,207 +94,69 @@ class Worker:
         os.close(self._reader)
 
 
-def _work(job: Job, stopped: list[int]) -> Report:
+def _work(job: Job, asked: Counter[int]) -> Report:
     operations, longest, errors = 0, 0.0, []
-    while not stopped and len(errors) < 5:
+    slow: list[tuple[float, float]] = []
+    while not asked[signal.SIGUSR1] and len(errors) < 5:
         began = time.monotonic()
         try:
             job.step()
         except (OSError, AssertionError) as error:
             errors.append(f"after {operations}: {type(error).__name__}: {error}")
-        longest = max(longest, time.monotonic() - began)
+        ended = time.monotonic()
+        longest = max(longest, ended - began)
+        if ended - began > SLOW_S:
+            slow.append((began, ended))
         operations += 1
+        if asked[signal.SIGUSR2]:
+            asked[signal.SIGUSR2] = 0
+            _try(job.compare, errors)
+    _try(job.compare, errors)
+    _try(job.finish, errors)
+    return Report(operations, longest, errors, job.expected, job.tally, slow)
+
+
+def _try(check: object, errors: list[str]) -> None:
     try:
-        job.finish()
+        check()
     except (OSError, AssertionError) as error:
-        errors.append(f"at the end: {error}")
-    return Report(operations, longest, errors, job.expected)
-
-
-class Job:
-    """A kind of work in a directory of its own."""
-
-    def __init__(self, top: Path, rng: random.Random) -> None:
-        self.top = top
-        self.rng = rng
-        self.expected: dict[str, object] = {}
-        self.count = 0
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Open what the work needs."""
-
-    def step(self) -> None:
-        """Do one operation and check it."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Close what was opened."""
-
-
-class Names(Job):
-    """Creates, renames, links and removes; any unexpected errno fails."""
-
-    def step(self) -> None:
-        self.count += 1
-        name = f"n{self.count}"
-        path = self.top / name
-        path.write_bytes(name.encode() * 20)
-        os.rename(path, self.top / f"r{self.count}")
-        os.link(self.top / f"r{self.count}", self.top / f"l{self.count}")
-        (self.top / f"d{self.count}").mkdir()
-        os.rename(self.top / f"l{self.count}", self.top / f"d{self.count}/l")
-        assert os.stat(self.top / f"r{self.count}").st_nlink == 2
-        self.expected[f"r{self.count}"] = digest(self.top / f"r{self.count}")
-        self.expected[name] = self.expected[f"l{self.count}"] = None
-        if self.count > 30:
-            old = self.count - 30
-            os.unlink(self.top / f"d{old}/l")
-            os.rmdir(self.top / f"d{old}")
-            os.unlink(self.top / f"r{old}")
-            self.expected[f"r{old}"] = self.expected[f"d{old}"] = None
-        time.sleep(0.002)
-
-
-class Writer(Job):
-    """Writes files of random sizes, fsyncs some, compares what it reads back."""
-
-    def step(self) -> None:
-        self.count += 1
-        name = f"f{self.count % 15}"
-        data = self.rng.randbytes(self.rng.choice([10, 5000, 100_000, 5 << 20]))
-        fd = os.open(self.top / name, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
-        try:
-            done = 0
-            while done < len(data):
-                done += os.write(fd, data[done : done + 131072])
-            if self.count % 3 == 0:
-                os.fsync(fd)
-            assert os.pread(fd, len(data) + 1, 0) == data
-        finally:
-            os.close(fd)
-        self.expected[name] = digest(self.top / name)
-        time.sleep(0.01)
-
-
-class Appender(Job):
-    """Appends numbered lines to a file that it keeps open; none may be lost or doubled."""
-
-    def prepare(self) -> None:
-        self.fd = os.open(self.top / "log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
-        self.size = 0
-
-    def step(self) -> None:
-        self.count += 1
-        line = f"line {self.count}\n".encode()
-        assert os.write(self.fd, line) == len(line)
-        self.size += len(line)
-        if self.count % 50 == 0:
-            os.fsync(self.fd)
-            assert os.fstat(self.fd).st_size == self.size
-            assert os.pread(self.fd, len(line), self.size - len(line)) == line
-        time.sleep(0.001)
-
-    def finish(self) -> None:
-        os.close(self.fd)
-        lines = (self.top / "log").read_bytes().splitlines()
-        assert lines == [b"line %d" % (i + 1) for i in range(self.count)]
-        self.expected["log"] = digest(self.top / "log")
-
-
-class Reader(Job):
-    """Reads a file at random places, some through new descriptors, and compares."""
-
-    def prepare(self) -> None:
-        self.data = self.rng.randbytes(12 << 20)
-        (self.top / "data").write_bytes(self.data)
-        self.expected["data"] = digest(self.top / "data")
-
-    def step(self) -> None:
-        offset = self.rng.randrange(len(self.data))
-        fd = os.open(self.top / "data", os.O_RDONLY)
-        try:
-            got = os.pread(fd, 70_000, offset)
-            if self.rng.random() < 0.2:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-        assert got == self.data[offset : offset + 70_000]
-        time.sleep(0.002)
-
-
-class Locker(Job):
-    """Takes and releases each kind of lock; finding one it holds not held fails."""
-
-    def prepare(self) -> None:
-        (self.top / "lock").write_bytes(b"0")
-        self.fd = os.open(self.top / "lock", os.O_RDWR)
-
-    def step(self) -> None:
-        import fcntl
-
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-        fcntl.lockf(self.fd, fcntl.LOCK_EX)
-        self.count += 1
-        os.pwrite(self.fd, b"%d" % self.count, 0)
-        fcntl.lockf(self.fd, fcntl.LOCK_UN)
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
-        time.sleep(0.002)
-
-    def finish(self) -> None:
-        assert os.pread(self.fd, 20, 0) == b"%d" % self.count
-        os.close(self.fd)
-        self.expected["lock"] = digest(self.top / "lock")
-
-
-class Lister(Job):
-    """Lists a directory in which only its own entries change."""
-
-    def prepare(self) -> None:
-        for index in range(300):
-            os.symlink("x", self.top / f"stays{index}")
-
-    def step(self) -> None:
-        self.count += 1
-        os.symlink("x", self.top / f"comes{self.count}")
-        if self.count > 5:
-            os.unlink(self.top / f"comes{self.count - 5}")
-        names = os.listdir(self.top)
-        assert len(names) == 300 + min(self.count, 5)
-        assert len(set(names)) == len(names)
-        time.sleep(0.01)
-
-
-KINDS: dict[str, Callable[[Path, random.Random], Job]] = {
-    "names": Names,
-    "writer": Writer,
-    "appender": Appender,
-    "reader": Reader,
-    "locker": Locker,
-    "lister": Lister,
-}
+        errors.append(f"{check.__name__}: {type(error).__name__}: {error}")
 
 
 class Load:
     """Some workers at once."""
 
-    def __init__(self, top: Path, kinds: tuple[str, ...] = tuple(KINDS)) -> None:
+    def __init__(self, top: Path, kinds: Sequence[str] = tuple(KINDS)) -> None:
         self.top = top
         self.workers = [Worker(kind, top, seed) for seed, kind in enumerate(kinds)]
         self.expected: dict[str, object] = {}
+        self.tally = Counter[str]()
+        self.errors: dict[str, list[str]] = {}
         for worker in self.workers:
             worker.wait_ready()
 
-    def stop(self) -> dict[str, Report]:
-        """End all workers; any error that one of them saw fails."""
+    def compare(self) -> None:
+        """Let every worker compare, between two steps, what it has done so far."""
+        for worker in self.workers:
+            worker.compare()
+
+    def end(self) -> dict[str, Report]:
+        """End all workers; return what each did, errors included, by kind and number."""
         reports = {}
         while self.workers:
             worker = self.workers.pop(0)
-            reports[worker.kind] = worker.stop()
-            for name, content in reports[worker.kind].expected.items():
+            report = reports[worker.top.name] = worker.stop()
+            if report.errors:
+                self.errors[worker.top.name] = report.errors
+            self.tally.update(report.tally)
+            for name, content in report.expected.items():
                 self.expected[f"{worker.top.name}/{name}"] = content
-        errors = {kind: r.errors for kind, r in reports.items() if r.errors}
-        assert not errors, f"the load saw errors: {errors}"
+        return reports
+
+    def stop(self) -> dict[str, Report]:
+        """End all workers; any error that one of them saw fails."""
+        reports = self.end()
+        assert not self.errors, f"the load saw errors: {self.errors}"
         return reports
 
     def kill(self) -> None:
@@ -284,12 +165,27 @@ class Load:
             worker.kill()
         self.workers.clear()
 
-    def verify(self, top: Path) -> None:
-        """Compare all that was acknowledged with what `top` shows now."""
+    def wrong(self, top: Path) -> list[str]:
+        """Return how what `top` shows now differs from all that was acknowledged."""
         wrong = []
         for name, content in self.expected.items():
             path = top / name
             found = digest(path) if path.is_file() else ("exists" if path.exists() else None)
             if found != content:
-                wrong.append((name, content, found))
+                wrong.append(f"{name}: {found}, expected {content}")
+        for name, count in self.tally.items():
+            text = (top / name).read_text() or "0"
+            if text != str(count):
+                wrong.append(f"{name}: counts {text} of {count}")
+        return wrong
+
+    def verify(self, top: Path) -> None:
+        """Compare all that was acknowledged with what `top` shows now."""
+        wrong = self.wrong(top)
         assert not wrong, f"{len(wrong)} of {len(self.expected)} differ: {wrong[:5]}"
+
+
+def longest_between(reports: dict[str, Report], began: float, ended: float) -> float:
+    """Return the longest step, in seconds, that was under way at some time in between."""
+    steps = [step for report in reports.values() for step in report.slow]
+    return max((b - a for a, b in steps if a <= ended and b >= began), default=0.0)

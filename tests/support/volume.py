@@ -64,6 +64,21 @@ class Volume:
         """Return a client of the volume's metadata."""
         return redis.Redis.from_url(self.meta_url)
 
+    def unused_objects(self) -> list[str]:
+        """Return the block objects of a directory that no slice refers to, with their sizes."""
+        if not self.storage.directory:
+            return []
+        with self.database() as client:
+            records = [r for key in client.scan_iter("c*_*") for r in client.lrange(key, 0, -1)]
+            used = {int.from_bytes(record[4:12], "big") for record in records}
+            used |= {int(field[1:].split(b"_")[0]) for field in client.hkeys("sliceRef")}
+        paths = [
+            path
+            for path in self.kept_objects()
+            if path.name.startswith(".") or int(path.name.split("_")[0]) not in used
+        ]
+        return [f"{path.name} of {path.stat().st_size} bytes" for path in paths]
+
     def check(self) -> None:
         """Fail if the reference's tools, or a recount of our own, find anything wrong.
 
@@ -74,7 +89,7 @@ class Volume:
         report = self.juicefs.gc(self.meta_url)
         leaked = re.search(r"(\d+) leaked", report)
         assert leaked, report
-        assert leaked[1] == "0", report
+        assert leaked[1] == "0", f"{self.unused_objects()}\n{report}"
         if self.client.name == "jfsd" and self.only_ours:
             with self.database() as client:
                 assert audit.problems(client) == []

@@ -11,6 +11,7 @@ from support.chunk_fakes import FakeMeta, FakeStore, Stack
 
 from jfsd import clock
 from jfsd.chunk import writer as writer_module
+from jfsd.chunk.pending import UPLOADED, SliceRecord
 from jfsd.object.base import StoreFullError
 from jfsd.types import CHUNK_SIZE
 
@@ -361,6 +362,23 @@ async def test_file_that_is_gone_takes_its_data_along():
         await settle(lambda: not stack.store.objects)
         await stack.writer.flush(1)
         assert stack.idle()
+
+
+@pytest.mark.parametrize("closing", ["discard", "release", "adopt"])
+async def test_a_refusal_that_nobody_can_be_told_of_is_not_kept(closing):
+    """Or it would fail the flush at the end of the mount, for a file that is gone."""
+    async with Stack() as stack:
+        stack.meta.gone.add(1)
+        if closing == "adopt":
+            record = SliceRecord(9, 1, 0, 0, 5, 77, 1, (UPLOADED,))
+            stack.writer.adopt([record], opened={2})
+        else:
+            await stack.writer.write(1, 0, b"a" * (3 * BLOCK + 5))
+            getattr(stack.writer, closing)(1)
+        await stack.writer.flush_all()
+        await settle(lambda: not stack.writer.dirty(1))
+        await stack.writer.flush_all()
+        await stack.writer.flush(1)
 
 
 async def test_discarded_data_is_not_stored():

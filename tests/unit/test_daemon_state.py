@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jfsd.chunk.pending import UPLOADED, SliceRecord
+from jfsd.chunk.pending import UPLOADED, Draft, SliceRecord
 from jfsd.daemon.state import FileRecord, Header, State, StateError
 from jfsd.daemon.state_view import describe, state_kept_by
 
@@ -293,3 +293,25 @@ def test_a_view_beside_a_writer_never_fails(state: State) -> None:
     finally:
         stop.set()
         writer.join()
+
+
+def test_drafts_are_told_apart_from_pending_slices(state: State) -> None:
+    state.put_slice(slice_of(1))
+    for number in (5, 6, 1001):
+        state.put_draft(Draft(number, 9 << 20, 77, 3))
+    state.remove_draft(6)
+    again = reread(state)
+    assert again.slices() == [slice_of(1)]
+    assert again.drafts() == [Draft(5, 9 << 20, 77, 3)], "1001 is still pending"
+    again.remove_draft(5)
+    third = reread(again)
+    assert third.slices() == [slice_of(1)]
+    assert third.drafts() == []
+
+
+def test_the_state_of_another_program_is_named(state: State) -> None:
+    text = b'{"magic": "something", "layout": 1}'
+    head = struct.pack("<QII", 99, len(text), crc32(text, 99))
+    os.pwrite(state.fd, head + text, 65536)
+    with pytest.raises(StateError, match="another program"):
+        reread(state)
