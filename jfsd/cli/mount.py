@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from logging import Handler
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from jfsd.config.settings import MountSettings
 from jfsd.config.source import Source
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.systemd.fdstore import promised
+from jfsd.systemd.unit import stderr_is_journal
 
 FUSE_CONF = Path("/etc/fuse.conf")
 
@@ -64,7 +66,8 @@ def command(
         parameters["log_level"] = click.get_current_context().find_root().params.get("log_level")
     source = source_of(where, config, given_options(parameters))
     meta_url, mountpoint, settings = source.load()
-    log.configure(settings.log_level)
+    log.about(mountpoint=mountpoint)
+    log.configure(settings.log_level, _journal())
     if background:
         _mount_background(source, meta_url, mountpoint, settings)
         return None
@@ -73,6 +76,15 @@ def command(
     from jfsd.daemon.app import run_mount  # noqa: PLC0415 (half a second of imports)
 
     return run_mount(meta_url, place, settings, source)
+
+
+def _journal() -> Handler | None:
+    """Return what logs to the journal, if that is where stderr goes."""
+    if not stderr_is_journal():
+        return None
+    from jfsd.systemd.journal import JournalHandler  # noqa: PLC0415
+
+    return JournalHandler()
 
 
 def _mount_background(

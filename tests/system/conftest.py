@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.machine import Loading, Machine
-from support.session import run
+from support.session import run, wait_until
+
+from jfsd.systemd.journal import EVENT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,8 +78,6 @@ class Served:
 
     def await_state(self, limit_s: float = 60, **wanted: str) -> dict[str, str]:
         """Return the unit's properties once they are as wanted."""
-        from support.session import wait_until
-
         found: dict[str, str] = {}
 
         def reached() -> bool:
@@ -89,6 +89,20 @@ class Served:
         except TimeoutError:
             pytest.fail(f"{self.unit}: {found}, not {wanted}\n{self.log()}")
         return found
+
+    def await_other(self, pid: int) -> int:
+        """Return the server once it is another than `pid`."""
+        wait_until(lambda: self.main_pid() not in (0, pid), 60, f"another server than {pid}")
+        return self.main_pid()
+
+    def await_events(self, number: int) -> list[dict[str, str]]:
+        """Return the journal's records of events, once there are so many."""
+
+        def records() -> list[dict[str, str]]:
+            return self.machine.journal(self.unit, f"MESSAGE_ID={EVENT_ID}")
+
+        wait_until(lambda: len(records()) >= number, 30, f"{number} events in the journal")
+        return records()
 
     def log(self) -> str:
         """Return what the journal has of the unit."""
