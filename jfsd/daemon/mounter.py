@@ -124,6 +124,8 @@ def stop(unit: str, mountpoint: str, config: str) -> int:
 def clear(unit: str, mountpoint: str, config: str) -> int:
     """Detach the mount of a unit that has failed for good; say what to do."""
     del config
+    if service.properties(unit, "ActiveState").get("ActiveState") != "failed":
+        return 0  # since 254, systemd comes here before every automatic restart, too
     from jfsd.errors import RefusedError
     from jfsd.fuse import mount as mounting
 
