@@ -149,8 +149,24 @@ def machine(request: pytest.FixtureRequest, build_deb: Callable[[str], Path]) ->
         machine.close()
 
 
+@pytest.fixture(scope="session")
+def build_rpm() -> Callable[[str], Path]:
+    """A function that builds the RPM package as some version."""
+
+    def build(version: str) -> Path:
+        done = run([REPOSITORY / "packaging/build-rpm", version], limit_s=500)
+        return REPOSITORY / done.stdout.splitlines()[-1]
+
+    return build
+
+
 def install(machine: Machine, package: Path) -> str:
     """Install a package as an administrator would, from a file; return what is said."""
+    if package.suffix == ".rpm":
+        machine.path("/root/jfsd.rpm").write_bytes(package.read_bytes())
+        words = ("rpm", "-U", "--force-debian", "--nodeps", "--oldpackage", "/root/jfsd.rpm")
+        done = machine.run(*words, limit_s=200)
+        return done.stdout + done.stderr
     machine.path("/root/jfsd.deb").write_bytes(package.read_bytes())
     done = machine.run(
         *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q"),

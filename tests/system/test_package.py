@@ -11,18 +11,15 @@ from support.machine import Loading, Machine
 from tests.system.conftest import VERSION, Served, install
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
 NEXT = "0.1.1"
 KEPT = {"NFileDescriptorStore": "3", "ActiveState": "active", "SubState": "running"}
 
 
 @pytest.fixture
-def fresh(request: pytest.FixtureRequest, build_deb: Callable[[str], Path]) -> Iterator[Machine]:
+def fresh(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A machine of this test's own, with Redis."""
-    for version in (VERSION, NEXT):
-        build_deb(version)
     machine = Machine(request.getfixturevalue("bed"), "pkg")
     try:
         machine.systemctl("start", "redis-server")
@@ -45,10 +42,13 @@ def installed(machine: Machine) -> list[str]:
 
 @pytest.mark.promise(1)
 @pytest.mark.promise(7)
+@pytest.mark.parametrize("kind", ["deb", pytest.param("rpm", marks=pytest.mark.slow)])
 def test_a_package_is_replaced_under_load_and_removed_without_a_trace(
-    fresh: Machine, build_deb: Callable[[str], Path]
+    kind: str, fresh: Machine, request: pytest.FixtureRequest
 ) -> None:
-    said = install(fresh, build_deb(VERSION))
+    build = request.getfixturevalue(f"build_{kind}")
+    packages = {version: build(version) for version in (VERSION, NEXT)}
+    install(fresh, packages[VERSION])
     service, other = Served(fresh), Served(fresh)
     service.start()
     other.start()
@@ -58,7 +58,7 @@ def test_a_package_is_replaced_under_load_and_removed_without_a_trace(
     try:
         for version in (NEXT, VERSION):
             pid = service.main_pid()
-            said = install(fresh, build_deb(version))
+            said = install(fresh, packages[version])
             assert f"{service.unit}: jfsd: server" in said, said
             assert said.count(f"{other.unit} keeps running the former version") == 1, said
             assert service.await_other(pid)
@@ -76,19 +76,21 @@ def test_a_package_is_replaced_under_load_and_removed_without_a_trace(
     assert [name.split("+")[0] for name in installed(fresh)] == [VERSION]
 
     fresh.shell(f"echo kept >{service.point}/a")
-    remove(fresh, "remove")
+    remove(fresh, kind, "remove")
     assert service.mounts() == other.mounts() == []
     assert service.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     assert fresh.shell("ls -A /usr/lib/jfsd 2>/dev/null || true") == ""
     fresh.run("test", "-d", "/var/cache/jfsd")
-    remove(fresh, "purge")
-    fresh.shell("test ! -e /var/cache/jfsd; test ! -e /run/jfs; test ! -e /var/lib/jfs")
+    if kind == "deb":
+        remove(fresh, kind, "purge")
+        fresh.shell("test ! -e /var/cache/jfsd; test ! -e /run/jfs; test ! -e /var/lib/jfs")
     assert service.instance in fresh.shell("ls /etc/jfs")
-    install(fresh, build_deb(VERSION))
+    install(fresh, packages[VERSION])
     service.start()
     assert fresh.shell(f"cat {service.point}/a") == "kept\n"
 
 
-def remove(machine: Machine, verb: str) -> None:
+def remove(machine: Machine, kind: str, verb: str) -> None:
     """Remove the package."""
-    machine.run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "-y", "jfsd", limit_s=100)
+    apt = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "-y", "jfsd")
+    machine.run(*(("rpm", "-e", "jfsd") if kind == "rpm" else apt), limit_s=100)
