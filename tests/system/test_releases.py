@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 POINT, UNIT = "/mnt/jfs", "jfs@mnt-jfs.service"
 
 SETUP = """
-systemctl start redis-server
+systemctl enable -q --now redis-server
 jfsd format redis://localhost/1 myvol --bucket /srv/objects
 echo 'meta = "redis://localhost/1"' >/etc/jfs/mnt-jfs.toml
 chown root:jfs /etc/jfs/mnt-jfs.toml
