@@ -17,7 +17,7 @@ ARGS   ?=
 SETUP_SOURCES := pyproject.toml constraints.txt $(wildcard setup.py jfsd/fuse/*.c jfsd/fuse/*.h)
 STAMP := $(VENV)/.stamp
 
-.PHONY: help run test test-unit test-component test-fs test-interop test-system deb check docs fmt bench setup packages clean
+.PHONY: help run test test-unit test-component test-fs test-interop test-system deb rpm check docs fmt bench setup packages clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,9 @@ test-system: setup ## Run the tests on a real systemd, in a container
 
 deb: setup ## Build the Debian package into dist/
 	@packaging/build-deb
+
+rpm: setup ## Build the RPM package into dist/, for the release that this runs on
+	@packaging/build-rpm
 
 bench: setup ## Compare with the reference on this machine; prints ratios
 	@$(BIN)/python tests/bench/run.py $(ARGS)

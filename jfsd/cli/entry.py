@@ -19,7 +19,7 @@ import click
 from jfsd.cli.mends import line_of
 from jfsd.errors import FINAL, ExitCode, JfsdError
 from jfsd.systemd.fdstore import promised
-from jfsd.systemd.unit import under_systemd
+from jfsd.systemd.unit import stderr_is_journal, under_systemd
 
 VERBS = {
     "format": "Create a volume, or change what may change of it.",
@@ -156,7 +156,8 @@ def _postpone(code: int) -> int:
 def _report(line: str, code: int) -> int:
     """Write the one line that a person sees, whatever the message contained."""
     text = " ".join(line.split())
-    click.echo(f"jfsd: {text}".encode(errors="surrogateescape"), err=True)
+    level = "<3>" if stderr_is_journal() else ""  # sd-daemon(3); taken off by the journal
+    click.echo(f"{level}jfsd: {text}".encode(errors="surrogateescape"), err=True)
     return int(code)
 
 

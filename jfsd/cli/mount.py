@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 from contextlib import suppress
+from logging import Handler
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from jfsd.config.settings import MountSettings
 from jfsd.config.source import Source, Wanted, last_wanted
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.systemd.fdstore import promised
+from jfsd.systemd.unit import stderr_is_journal
 
 FUSE_CONF = Path("/etc/fuse.conf")
 
@@ -66,7 +68,8 @@ def command(
         parameters["log_level"] = click.get_current_context().find_root().params.get("log_level")
     source = source_of(where, config, given_options(parameters))
     (meta_url, mountpoint, settings), set_aside = _load(source)
-    log.configure(settings.log_level)
+    log.about(mountpoint=mountpoint)
+    log.configure(settings.log_level, _journal())
     if background:
         _mount_background(source, meta_url, mountpoint, settings)
         return None
@@ -98,6 +101,15 @@ def _load(source: Source) -> tuple[Wanted, str]:
         set_aside = f"the former options are used: {error}"
         logging.getLogger(__name__).warning("%s", set_aside)
         return last, set_aside
+
+
+def _journal() -> Handler | None:
+    """Return what logs to the journal, if that is where stderr goes."""
+    if not stderr_is_journal():
+        return None
+    from jfsd.systemd.journal import JournalHandler  # noqa: PLC0415
+
+    return JournalHandler()
 
 
 def _mount_background(

@@ -74,8 +74,9 @@ def with_credentials(environ: Mapping[str, str]) -> Mapping[str, str]:
     changed = dict(environ)
     for name, variable in CREDENTIALS.items():
         path = Path(directory, name)
-        if path.exists():
-            changed[variable] = read_secret_file(f"credential {name}", str(path))
+        secret = read_secret_file(f"credential {name}", str(path)) if path.exists() else ""
+        if secret:  # an empty one is the unit's own: nobody gave any
+            changed[variable] = secret
             changed.pop(_OVERRULED.get(variable, ""), None)
     return changed
 

@@ -24,6 +24,7 @@ from functools import partial
 import uvloop
 
 from jfsd import __version__
+from jfsd import log as logs
 from jfsd.chunk.blocks import BlockStore
 from jfsd.config.credentials import with_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
@@ -34,6 +35,7 @@ from jfsd.daemon.aftermath import clear_away, settle
 from jfsd.daemon.answers import Answers, reloading, upgrading
 from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
+from jfsd.daemon.drain import flush_all
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import keep_holder
@@ -94,7 +96,7 @@ STOPPED = 128 + signal.SIGTERM
 """Exit code of a start that a signal undid."""
 
 FLUSH_PATIENCE_S = 300.0
-"""How long a stop waits for what was written; then it says what is lost, and fails."""
+"""How long a stop waits while nothing more is stored; then it says what is lost, and fails."""
 
 START_BEAT_S = 5.0
 """How often a start that takes long asks for more time."""
@@ -325,6 +327,7 @@ class _Server:
         self._waits_for = "Redis"
         volume = await session.load_volume()
         self._timing.mark("meta")
+        logs.about(volume=volume.name)
         volume.check_mountable(read_only=self._settings.read_only)
         if kept:
             check_same_mount(kept, self._mountpoint, volume.uuid, self._settings)
@@ -665,7 +668,8 @@ class _Server:
             self._life.enter(Phase.STOPPING)
             self._notifier.stopping()
             reach("stop.asked")
-            stopper.request()
+            if self._life.phase is Phase.STOPPING:  # not when the mount is gone already
+                stopper.request()
 
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(HANDOVER_SIGNAL, handover.request)
@@ -808,8 +812,7 @@ class _Server:
             return
         reach("stop.unmounted")
         try:
-            async with asyncio.timeout(FLUSH_PATIENCE_S):
-                await path.writer.flush_all()
+            await flush_all(path.writer, self._notifier, FLUSH_PATIENCE_S)
             reach("stop.flushed")
         except (ExceptionGroup, TimeoutError) as error:
             files = ", ".join(str(ino) for ino in path.writer.dirty_files[:20])

@@ -15,11 +15,16 @@ from jfsd.clock import monotonic_s
 
 if TYPE_CHECKING:
     from jfsd.chunk.writer import Writer
+    from jfsd.systemd.notify import Notifier
 
 _PAUSE_S = 0.1
 _SHARE = 20
 """Counting what is left takes at most this part of the time."""
 _BATCH = 100
+
+
+_BEAT_S = 2.0
+_MORE_TIME_S = 20.0
 
 
 class Left(NamedTuple):
@@ -57,6 +62,33 @@ async def drain(
         if not left.slices or (timeout_s is not None and now_s - began_s >= timeout_s):
             return left
         await asyncio.sleep(max(_PAUSE_S, _SHARE * (now_s - counted_s)))
+
+
+async def flush_all(writer: Writer, notifier: Notifier, patience_s: float) -> None:
+    """Return when everything is stored; a keeper that waits for our end is told to wait on.
+
+    Raises:
+        TimeoutError: Nothing more was stored for `patience_s`.
+        ExceptionGroup: Files that could not be stored.
+    """
+    task = asyncio.create_task(writer.flush_all(), name="flush")
+    least = count(writer, writer.newest)
+    moved_s = monotonic_s()
+    try:
+        while not task.done():
+            notifier.extend_timeout(_MORE_TIME_S)
+            if least.slices:
+                notifier.status(f"stopping: {least.bytes} bytes of {least.files} files to store")
+            await asyncio.wait({task}, timeout=_BEAT_S)
+            left = count(writer, writer.newest)
+            if left < least:
+                least, moved_s = left, monotonic_s()
+            elif monotonic_s() - moved_s > patience_s:
+                raise TimeoutError(f"nothing was stored for {patience_s:g} s")
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def count(writer: Writer, until: int) -> Left:

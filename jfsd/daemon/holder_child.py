@@ -7,6 +7,7 @@ of its own: what kills the holder does not reach it.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import select
@@ -39,6 +40,7 @@ OWN_VARIABLES = (
 """What a supervisor tells its child, and what must not be handed on to another's."""
 
 _ERRNO = struct.Struct("i")
+_PID = struct.Struct("i")
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _HOLDER_OOM_SCORE = b"-900"
 
@@ -127,7 +129,12 @@ def signal_name(number: int) -> str:
 
 
 def spawn(
-    command: Command, kept: Sequence[Kept], variables: Mapping[str, str], standby_fd: int = -1
+    command: Command,
+    kept: Sequence[Kept],
+    variables: Mapping[str, str],
+    standby_fd: int = -1,
+    *,
+    orphan: bool = False,
 ) -> int:
     """Start the command with the descriptors, as sd_listen_fds(3) has it; return its pid.
 
@@ -136,6 +143,8 @@ def spawn(
         kept: The descriptors, passed as 3, 4, 5 …
         variables: What else to tell it. "WATCHDOG_PID" gets the child's pid.
         standby_fd: One more descriptor, announced in JFSD_STANDBY_FD.
+        orphan: Let it be a child of the service manager at once: of a main process that is
+            none, systemd does not wait for the end after it has told it to stop.
 
     Raises:
         OSError: It cannot be executed.
@@ -155,17 +164,35 @@ def spawn(
     try:
         pid = os.fork()
         if pid == 0:
+            if orphan:
+                _become_orphan(writer)
             _become(command.argv, env, fds, writer)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
     with os.fdopen(reader, "rb") as failure:
         raw = failure.read()
-    if raw:
+    if orphan:
         os.waitpid(pid, 0)
+        if not raw:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), command.argv[0])
+        (pid,), raw = _PID.unpack(raw[: _PID.size]), raw[_PID.size :]
+    if raw:
+        if not orphan:
+            os.waitpid(pid, 0)
         (number,) = _ERRNO.unpack(raw)
         raise OSError(number, os.strerror(number), command.argv[0])
     return pid
+
+
+def _become_orphan(pid: int) -> None:
+    """Go on as a child of the forked child, which ends; write our number to `pid`."""
+    try:
+        if os.fork() != 0:
+            os._exit(0)
+        os.write(pid, _PID.pack(os.getpid()))
+    except OSError:
+        os._exit(127)
 
 
 def reap_strangers(known: set[int]) -> None:

@@ -27,16 +27,23 @@ class Successor:
     """The starter's end."""
 
     def __init__(
-        self, command: Command, kept: Sequence[Kept], variables: Mapping[str, str]
+        self,
+        command: Command,
+        kept: Sequence[Kept],
+        variables: Mapping[str, str],
+        *,
+        orphan: bool = False,
     ) -> None:
-        """Start the command as a standby.
+        """Start the command as a standby; an `orphan` is the service manager's child, not ours.
 
         Raises:
             OSError: It cannot be executed.
         """
         self._link, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         try:
-            self.process = ServerProcess(spawn(command, kept, variables, theirs.fileno()))
+            self.process = ServerProcess(
+                spawn(command, kept, variables, theirs.fileno(), orphan=orphan)
+            )
         except OSError:
             self._link.close()
             raise

@@ -1,8 +1,9 @@
 """What of a service needs privileges: mounting and unmounting, and nothing else.
 
 The unit runs this as root for a moment, the server beside it never is. `start` mounts, reads
-the kernel's INIT and gives both to the service manager to keep; `stop` unmounts while the
-server still serves; `clear` takes away what a unit that has failed for good left behind.
+the kernel's INIT and gives both to the service manager to keep; `tune` sets at a reload what
+only root can; `stop` unmounts while the server still serves; `clear` takes away what a unit
+that has failed for good left behind.
 
 `start` is part of the pause of every restart, where there is nothing for it to do but to find
 that out: therefore what it needs then is imported here, and everything else where it is used.
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jfsd.systemd.notify import Notifier
 
 USAGE = """\
-usage: jfsd-mounter start|stop|clear UNIT MOUNTPOINT CONFIG
+usage: jfsd-mounter start|tune|stop|clear UNIT MOUNTPOINT CONFIG
 
 Mounts and unmounts for jfs@.service, which runs it; not for people.
 """
@@ -75,6 +76,23 @@ def start(unit: str, mountpoint: str, config: str) -> int:
     return 0
 
 
+def tune(unit: str, mountpoint: str, config: str) -> int:
+    """Let the kernel read ahead as the configuration says, which a reload may have changed."""
+    del unit
+    from jfsd.errors import RefusedError
+    from jfsd.fuse import mount as mounting
+
+    try:
+        settings = _settings(config)
+    except RefusedError:
+        return 0  # the server says why
+    _enter_managers_namespace()
+    entry = mounting.find(mountpoint)
+    if entry is not None and _is_ours(entry):
+        mounting.set_readahead(entry.device, settings.max_readahead_bytes)
+    return 0
+
+
 def stop(unit: str, mountpoint: str, config: str) -> int:
     """Unmount while the server serves, if the unit is to stop; a restart changes nothing.
 
@@ -106,6 +124,8 @@ def stop(unit: str, mountpoint: str, config: str) -> int:
 def clear(unit: str, mountpoint: str, config: str) -> int:
     """Detach the mount of a unit that has failed for good; say what to do."""
     del config
+    if service.properties(unit, "ActiveState").get("ActiveState") != "failed":
+        return 0  # since 254, systemd comes here before every automatic restart, too
     from jfsd.errors import RefusedError
     from jfsd.fuse import mount as mounting
 
@@ -126,7 +146,7 @@ def clear(unit: str, mountpoint: str, config: str) -> int:
     return 0
 
 
-VERBS = {"start": start, "stop": stop, "clear": clear}
+VERBS = {"start": start, "tune": tune, "stop": stop, "clear": clear}
 
 
 # -- start ------------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ class Succession:
         }
         kept = self._kept()
         try:
-            successor = await asyncio.to_thread(Successor, own_command(), kept, variables)
+            successor = await asyncio.to_thread(
+                Successor, own_command(), kept, variables, orphan=True
+            )
         except OSError as error:
             return f"{error.filename or 'it'} cannot be run ({error.strerror})"
         if not await _warmed_up(successor):

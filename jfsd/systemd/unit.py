@@ -6,11 +6,21 @@ Part of the path of every restart: nothing here is imported that is not loaded a
 from __future__ import annotations
 
 import os
+import sys
 
 
 def under_systemd() -> bool:
     """Return whether a service manager started this very process as a unit's."""
     return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+
+
+def stderr_is_journal() -> bool:
+    """Return whether what is written to stderr goes into the journal (systemd.exec(5))."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def properties(unit: str, *names: str) -> dict[str, str]:

@@ -74,7 +74,9 @@ class Machine:
 
     def close(self) -> None:
         """End it at once."""
+        init = self.init()
         self.service.kill()
+        wait_until(lambda: not init or not _comm(init), 30, f"end of {self.name}")
 
     # -- programs -------------------------------------------------------------------------------
 

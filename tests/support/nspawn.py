@@ -113,6 +113,7 @@ def prepare(root: Path) -> None:
     (root / "etc/machine-id").write_text("")
     (root / "etc/hostname").write_text("jfsd-test\n")
     (root / "etc/fstab").write_text("")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.machine import Loading, Machine
-from support.session import run
+from support.session import run, wait_until
+
+from jfsd.systemd.journal import EVENT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,8 +78,6 @@ class Served:
 
     def await_state(self, limit_s: float = 60, **wanted: str) -> dict[str, str]:
         """Return the unit's properties once they are as wanted."""
-        from support.session import wait_until
-
         found: dict[str, str] = {}
 
         def reached() -> bool:
@@ -89,6 +89,20 @@ class Served:
         except TimeoutError:
             pytest.fail(f"{self.unit}: {found}, not {wanted}\n{self.log()}")
         return found
+
+    def await_other(self, pid: int) -> int:
+        """Return the server once it is another than `pid`."""
+        wait_until(lambda: self.main_pid() not in (0, pid), 60, f"another server than {pid}")
+        return self.main_pid()
+
+    def await_events(self, number: int) -> list[dict[str, str]]:
+        """Return the journal's records of events, once there are so many."""
+
+        def records() -> list[dict[str, str]]:
+            return self.machine.journal(self.unit, f"MESSAGE_ID={EVENT_ID}")
+
+        wait_until(lambda: len(records()) >= number, 30, f"{number} events in the journal")
+        return records()
 
     def log(self) -> str:
         """Return what the journal has of the unit."""
@@ -135,8 +149,24 @@ def machine(request: pytest.FixtureRequest, build_deb: Callable[[str], Path]) ->
         machine.close()
 
 
+@pytest.fixture(scope="session")
+def build_rpm() -> Callable[[str], Path]:
+    """A function that builds the RPM package as some version."""
+
+    def build(version: str) -> Path:
+        done = run([REPOSITORY / "packaging/build-rpm", version], limit_s=500)
+        return REPOSITORY / done.stdout.splitlines()[-1]
+
+    return build
+
+
 def install(machine: Machine, package: Path) -> str:
     """Install a package as an administrator would, from a file; return what is said."""
+    if package.suffix == ".rpm":
+        machine.path("/root/jfsd.rpm").write_bytes(package.read_bytes())
+        words = ("rpm", "-U", "--force-debian", "--nodeps", "--oldpackage", "/root/jfsd.rpm")
+        done = machine.run(*words, limit_s=200)
+        return done.stdout + done.stderr
     machine.path("/root/jfsd.deb").write_bytes(package.read_bytes())
     done = machine.run(
         *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q"),

@@ -72,7 +72,7 @@ def test_without_a_verb_the_help_is_shown_in_its_lines(capfd):
 
 def test_the_log_level_before_the_verb_counts_for_a_mount(monkeypatch, tmp_path):
     levels = []
-    monkeypatch.setattr("jfsd.log.configure", levels.append)
+    monkeypatch.setattr("jfsd.log.configure", lambda level, *_: levels.append(level))
     for arguments in (["--log-level", "debug", "mount"], ["mount", "--log-level", "error"]):
         main([*arguments, "redis://h", str(tmp_path / "none")])
     main(["--log-level", "debug", "mount", "--log-level", "error", "redis://h", f"{tmp_path}/none"])

@@ -78,3 +78,9 @@ def test_a_credential_that_is_no_text_is_refused(content: bytes | None, tmp_path
 
 def test_without_credentials_the_environment_is_as_it_is() -> None:
     assert with_credentials(ENVIRON) == ENVIRON
+
+
+def test_an_empty_credential_is_none(tmp_path) -> None:
+    (tmp_path / "meta-password").write_text("\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "META_PASSWORD": "p"}
+    assert with_credentials(environ)["META_PASSWORD"] == "p"

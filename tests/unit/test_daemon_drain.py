@@ -9,7 +9,8 @@ import os
 import pytest
 from support.chunk_fakes import FakeMeta, FakeStore, Stack
 
-from jfsd.daemon.drain import count, drain
+from jfsd.daemon import drain as draining
+from jfsd.daemon.drain import count, drain, flush_all
 
 BLOCK = 4096
 
@@ -98,3 +99,57 @@ async def test_files_that_fail_are_counted_and_tried_again():
         assert count(stack.writer, stack.writer.newest).failing_files == 1
         store.down = False
         assert not (await drain(stack.writer, timeout_s=60)).slices
+
+
+class Manager:
+    """What the service manager is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def extend_timeout(self, seconds: float) -> None:
+        self.told.append(f"{seconds:g} s")
+
+    def status(self, text: str) -> None:
+        self.told.append(text)
+
+
+@pytest.mark.promise(12)
+async def test_a_stop_asks_for_time_as_long_as_it_gets_on(monkeypatch):
+    monkeypatch.setattr(draining, "_BEAT_S", 0.02)
+    manager = Manager()
+    async with Stack(store=FakeStore(delay=0.05), max_uploads=1) as stack:
+        for ino in range(1, 6):
+            await stack.writer.write(ino, 0, bytes(2 * BLOCK))
+        await flush_all(stack.writer, manager, patience_s=20)
+        assert count(stack.writer, stack.writer.newest) == (0, 0, 0, 0)
+    assert manager.told.count("20 s") >= 3
+    assert any(line.startswith("stopping: ") and " files to store" in line for line in manager.told)
+
+
+async def test_a_store_that_takes_nothing_ends_the_wait(monkeypatch):
+    monkeypatch.setattr(draining, "_BEAT_S", 0.02)
+    store = FakeStore(gate=asyncio.Event())
+    async with Stack(store=store) as stack:
+        await stack.writer.write(1, 0, bytes(BLOCK))
+        with pytest.raises(TimeoutError, match="nothing was stored"):
+            await flush_all(stack.writer, Manager(), patience_s=0.1)
+        store.gate.set()
+        await drain(stack.writer)
+
+
+async def test_files_that_cannot_be_stored_are_told(monkeypatch):
+    monkeypatch.setattr(draining, "_BEAT_S", 0.02)
+
+    class Broken:
+        newest = 0
+        failing_files = 1
+
+        def unstored(self, _):
+            return ()
+
+        async def flush_all(self):
+            raise ExceptionGroup("not stored", [OSError(errno.EIO, "no")])
+
+    with pytest.raises(ExceptionGroup):
+        await flush_all(Broken(), Manager(), patience_s=1)

@@ -131,3 +131,9 @@ def test_nothing_in_the_unit_can_make_the_manager_look_at_the_mount() -> None:
             assert not any("%f" in value or "%i" in value for value in values), key
     assert unit_file["StartLimitIntervalSec"] == ["0"]
     assert unit_file["Restart"] == ["always"]
+
+
+def test_a_unit_that_is_started_again_is_not_cleared_up(systemctl, capsys) -> None:
+    systemctl("ActiveState=activating")
+    assert mounter.main(["clear", UNIT, "/mnt/x", "/etc/jfs/mnt-x.toml"]) == 0
+    assert capsys.readouterr().err == ""
