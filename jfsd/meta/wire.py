@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -74,10 +75,14 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=ReplyError)
         self._outbox: list[bytes] = []
         self._transport: asyncio.WriteTransport | None = None
+        self._fd = -1
 
     def attach(self, transport: asyncio.WriteTransport) -> None:
         """Send through `transport` from now on."""
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        plain = sock is not None and transport.get_extra_info("sslcontext") is None
+        self._fd = sock.fileno() if plain else -1
 
     def send(self, request: Request) -> None:
         """Send a request: at once if none is under way, else with all others of this turn."""
@@ -85,8 +90,7 @@ class Wire(asyncio.Protocol):
         if not self.unanswered:
             self.received_s = self._loop.time()
             self.unanswered.append(request)
-            if self._transport is not None and not self.closed:
-                self._transport.write(request.data)
+            self._write(request.data)
             return
         if not outbox:
             self._loop.call_soon(self._flush)
@@ -96,8 +100,29 @@ class Wire(asyncio.Protocol):
     def _flush(self) -> None:
         data = self._outbox[0] if len(self._outbox) == 1 else b"".join(self._outbox)
         self._outbox.clear()
-        if self._transport is not None and not self.closed:
-            self._transport.write(data)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        """Hand bytes to the kernel at once; a transport of uvloop does it a turn later.
+
+        The transport keeps what does not fit, and tells us of its end before it closes the
+        descriptor.
+        """
+        transport = self._transport
+        if transport is None or self.closed:
+            return
+        if self._fd >= 0 and not transport.get_write_buffer_size():
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._loop.call_soon(self.abort)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
 
     def data_received(self, data: bytes) -> None:
         """Resolve the futures of all replies that `data` completes."""

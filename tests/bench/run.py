@@ -1,11 +1,15 @@
 """Compare jfsd with the reference: same machine, same Redis, same store, in turn.
 
-    make bench
+    make bench                              # everything, some twenty minutes
+    make bench ARGS='--short'               # a few minutes
     make bench ARGS='--store file --rounds 5 --only metadata --json /tmp/bench.json'
+    make bench ARGS='--plot docs/performance.png'
 
 Both volumes are mounted for the whole run with each program's defaults; a workload
 runs on one, then on the other, the order changing every round. Figures are rates
 (more is better) and medians over the rounds; a ratio above 1 means jfsd is faster.
+Beside each rate stands what one thing costs the server's processors, which hardly
+depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import sys
 import time
@@ -23,235 +26,39 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import lifecycle, scaling, workloads
+from bench.targets import FIRST_ANSWER, MEMORY, STALL, TARGETS
+from bench.workloads import CPU, WORKLOADS, Size
 from support.clients import Jfsd, JuiceFS, Storage
 from support.redis import RedisServer
 from support.session import Session
+from support.slowline import SlowLine
 from support.weed import WeedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bench.workloads import Rates
     from support.clients import Client, Mounted
 
-MIB = 1 << 20
-CACHES_EXPIRE_S = 1.3
-Rates = dict[str, float]
-"""Name of a figure to operations, or MiB, per second."""
+Found = dict[str, dict[str, list[float]]]
+"""Figure to program to its values, one for each round."""
+
+FIRST_INO = 1 << 40
+DELAYS_MS = (0, 1, 5)
+PROGRAMS = (1, 16, 256)
 
 
-class Size:
-    """How much each workload does."""
-
-    def __init__(self, *, quick: bool) -> None:
-        self.stream_mib = 64 if quick else 512
-        self.random = 300 if quick else 2000
-        self.small = 100 if quick else 500
-        self.names = 200 if quick else 1000
-        self.listed = 1000 if quick else 5000
-
-
-def timed(work: Callable[[], object], count: float) -> float:
-    """Return the rate at which `work` does its `count` things."""
-    began = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - began)
-
-
-def forget(path: Path) -> None:
-    """Drop the kernel's pages of a file, so that reads reach the server."""
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
-def streams(top: Path, size: Size) -> Rates:
-    """One large file: written and synced, read cold, read again from the local cache."""
-    block = os.urandom(MIB)
-    path = top / "stream"
-
-    def write() -> None:
-        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
-        for _ in range(size.stream_mib):
-            os.write(fd, block)
-        os.fsync(fd)
-        os.close(fd)
-
-    def read() -> None:
-        fd = os.open(path, os.O_RDONLY)
-        while os.read(fd, MIB):
-            pass
-        os.close(fd)
-
-    rates = {"sequential write MiB/s": timed(write, size.stream_mib)}
-    forget(path)
-    rates["sequential read, cold MiB/s"] = timed(read, size.stream_mib)
-    forget(path)
-    rates["sequential read, again MiB/s"] = timed(read, size.stream_mib)
-    path.unlink()
-    return rates
-
-
-def randoms(top: Path, size: Size) -> Rates:
-    """Four KiB at random places of a file of a quarter of the stream's size."""
-    rng = random.Random(1)
-    path = top / "random"
-    pages = size.stream_mib * MIB // 4 // 4096
-    path.write_bytes(os.urandom(pages * 4096))
-    places = [rng.randrange(pages) * 4096 for _ in range(size.random)]
-    page = os.urandom(4096)
-
-    def read() -> None:
-        fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        for place in places:
-            os.pread(fd, 4096, place)
-        os.close(fd)
-
-    def write() -> None:
-        fd = os.open(path, os.O_WRONLY)
-        for place in places:
-            os.pwrite(fd, page, place)
-        os.fsync(fd)
-        os.close(fd)
-
-    def synced() -> None:
-        fd = os.open(path, os.O_WRONLY)
-        for place in places[::10]:
-            os.pwrite(fd, page, place)
-            os.fsync(fd)
-        os.close(fd)
-
-    forget(path)
-    rates = {"random read 4 KiB /s": timed(read, len(places))}
-    rates["random write 4 KiB /s"] = timed(write, len(places))
-    rates["write 4 KiB + fsync /s"] = timed(synced, len(places[::10]))
-    path.unlink()
-    return rates
-
-
-def small_files(top: Path, size: Size) -> Rates:
-    """Files of 16 KiB: written, and read after the kernel forgot them."""
-    data = os.urandom(16384)
-    paths = [top / f"small{index}" for index in range(size.small)]
-
-    def write() -> None:
-        for path in paths:
-            path.write_bytes(data)
-
-    def read() -> None:
-        for path in paths:
-            path.read_bytes()
-
-    rates = {"small files written /s": timed(write, len(paths))}
-    for path in paths:
-        forget(path)
-    time.sleep(CACHES_EXPIRE_S)
-    rates["small files read /s"] = timed(read, len(paths))
-    for path in paths:
-        path.unlink()
-    return rates
-
-
-def at_once(processes: int, job: Callable[[int], None]) -> None:
-    """Run a job in some processes; return when all have ended well."""
-    children = []
-    for who in range(processes):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                job(who)
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    for child in children:
-        _, status = os.waitpid(child, 0)
-        if status:
-            raise RuntimeError(f"a worker of the benchmark ended with {status}")
-
-
-def metadata(top: Path, size: Size) -> Rates:
-    """Create, stat, rename and unlink, by one and by four processes, each in its directory."""
-    return {**_metadata(top, 1, size.names), **_metadata(top, 4, size.names // 4)}
-
-
-def _metadata(top: Path, processes: int, each: int) -> Rates:
-    for who in range(processes):
-        (top / f"p{who}").mkdir()
-
-    def path(who: int, index: int, kind: str = "n") -> str:
-        return f"{top}/p{who}/{kind}{index}"
-
-    def create(who: int) -> None:
-        for index in range(each):
-            os.close(os.open(path(who, index), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-
-    def stat(who: int) -> None:
-        for index in range(each):
-            os.stat(path(who, index))
-
-    def rename(who: int) -> None:
-        for index in range(each):
-            os.rename(path(who, index), path(who, index, "r"))
-
-    def unlink(who: int) -> None:
-        for index in range(each):
-            os.unlink(path(who, index, "r"))
-
-    rates = {}
-    for job in (create, stat, rename, unlink):
-        if job is stat:
-            time.sleep(CACHES_EXPIRE_S)
-        work = partial(at_once, processes, job)
-        rates[f"{job.__name__}, {processes} at once /s"] = timed(work, each * processes)
-    for who in range(processes):
-        (top / f"p{who}").rmdir()
-    return rates
-
-
-def listings(top: Path, size: Size) -> Rates:
-    """One directory: names only, and names with attributes, after the caches expired."""
-    where = top / "listed"
-    where.mkdir()
-    for index in range(size.listed):
-        os.mknod(where / f"entry-{index:06}")
-
-    def names() -> None:
-        os.listdir(where)
-
-    def attributes() -> None:
-        for entry in os.scandir(where):
-            entry.stat(follow_symlinks=False)
-
-    time.sleep(CACHES_EXPIRE_S)
-    rates = {"readdir entries/s": timed(names, size.listed)}
-    time.sleep(CACHES_EXPIRE_S)
-    rates["readdir + stat entries/s"] = timed(attributes, size.listed)
-    for entry in list(os.scandir(where)):
-        os.unlink(entry.path)
-    where.rmdir()
-    return rates
-
-
-WORKLOADS = {
-    "streams": streams,
-    "random": randoms,
-    "small": small_files,
-    "metadata": metadata,
-    "listings": listings,
-}
-
-
-def isolated(workload: Callable[[Path, Size], Rates], top: Path, size: Size) -> Rates:
+def isolated(workload: Callable[[Path], Rates], mounted: Mounted, top: Path) -> Rates:
     """Run a workload in a process of its own and return its rates."""
     reader, writer = os.pipe()
+    pids = mounted.pids()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.write(writer, json.dumps(workload(top, size)).encode())
+            workloads.SERVERS[:] = pids
+            os.write(writer, json.dumps(workload(top)).encode())
             status = 0
         finally:
             os._exit(status)
@@ -260,87 +67,180 @@ def isolated(workload: Callable[[Path, Size], Rates], top: Path, size: Size) -> 
         answer = source.read()
     _, status = os.waitpid(child, 0)
     if status:
-        raise RuntimeError(f"{workload.__name__} on {top} ended with {status}")
+        raise RuntimeError(f"{workload} on {top} ended with {status}")
     return json.loads(answer)
 
 
 def compare(
-    mounted: dict[str, Mounted], only: list[str], rounds: int, size: Size
-) -> dict[str, dict[str, list[float]]]:
-    """Return figure to program to its rates, one for each round."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found: Found, mounted: dict[str, Mounted], jobs: dict[str, Callable[[Path], Rates]], rounds: int
+) -> None:
+    """Add to `found` what each job says on each mount, in each round."""
     for number in range(rounds):
         order = list(mounted) if number % 2 == 0 else list(reversed(mounted))
-        for name in only:
+        for name, job in jobs.items():
             for who in order:
                 top = mounted[who].path / f"{name}{number}"
                 top.mkdir()
-                for figure, rate in isolated(WORKLOADS[name], top, size).items():
-                    found.setdefault(figure, {}).setdefault(who, []).append(rate)
-                top.rmdir()
+                for figure, value in isolated(job, mounted[who], top).items():
+                    found.setdefault(figure, {}).setdefault(who, []).append(value)
                 if sys.stderr.isatty():
                     print(f"  round {number + 1} of {rounds}: {name} {who}", file=sys.stderr)
                 time.sleep(0.3)
-    return found
 
 
-def bench_store(
-    session: Session, clients: list[Client], kind: str, arguments: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-    """Run all on one kind of store; print and return the table."""
-    redis = RedisServer(session)
-    weed = WeedServer(session) if kind == "s3" else None
-    mounted = {}
-    for db, client in enumerate(clients):
-        storage = (
-            Storage(bucket=weed.bucket()) if weed else Storage(directory=session.directory("o"))
+class Bed:
+    """Both programs on one Redis and one kind of store."""
+
+    def __init__(self, session: Session, kind: str) -> None:
+        self.session = session
+        self.redis = RedisServer(session)
+        self.weed = WeedServer(session) if kind == "s3" else None
+        self.clients: list[Client] = [Jfsd(session), JuiceFS(session)]
+        for db, client in enumerate(self.clients):
+            weed = self.weed
+            storage = (
+                Storage(bucket=weed.bucket()) if weed else Storage(directory=session.directory("o"))
+            )
+            url = self.redis.url(db)
+            client.format(url, f"bench-{client.name}", storage, "--trash-days", "0")
+
+    def mount(self, line: SlowLine | None = None) -> dict[str, Mounted]:
+        """Return the mounts by program, over `line` if there is one."""
+        mounted = {}
+        for db, client in enumerate(self.clients):
+            url = f"redis://127.0.0.1:{line.port}/{db}" if line else self.redis.url(db)
+            mounted[client.name] = client.mount(url, self.session.directory("m"))
+        return mounted
+
+    def unmount(self, mounted: dict[str, Mounted]) -> None:
+        """End the mounts, whoever else on this machine keeps them alive."""
+        for one in mounted.values():
+            lifecycle.end(one.client, one.path)
+            one.kill()
+
+    def close(self) -> None:
+        """End the servers."""
+        self.redis.service.end()
+        if self.weed:
+            self.weed.service.kill()
+
+
+def rates(bed: Bed, found: Found, arguments: argparse.Namespace) -> None:
+    """Run the workloads, and see how much memory they have left in use."""
+    size = Size(quick=arguments.short)
+    mounted = bed.mount()
+    jobs = {name: partial(_sized, WORKLOADS[name], size) for name in arguments.only}
+    compare(found, mounted, jobs, arguments.rounds)
+    for who, one in mounted.items():
+        found.setdefault(MEMORY, {})[who] = [lifecycle.resident_mib(one.pids())]
+    bed.unmount(mounted)
+
+
+def _sized(workload: Callable[[Path, Size], Rates], size: Size, top: Path) -> Rates:
+    return workload(top, size)
+
+
+def growth(bed: Bed, found: Found, arguments: argparse.Namespace) -> None:
+    """Run what shows how cost grows."""
+    times, rounds = (100, 1) if arguments.short else (300, 3)
+    mounted = bed.mount()
+    for entries in (1000, 100_000) if arguments.short else (1000, 100_000, 1_000_000):
+        for db, (who, one) in enumerate(mounted.items()):
+            top = one.path / f"of{entries}"
+            top.mkdir()
+            with bed.redis.client(db) as client:
+                scaling.populate(client, top.stat().st_ino, entries, FIRST_INO + entries)
+            job = partial(scaling.in_directory, entries=entries, times=times)
+            for figure, value in isolated(job, one, top).items():
+                found.setdefault(figure, {}).setdefault(who, []).append(value)
+    for count in PROGRAMS:
+        job = partial(scaling.programs, count=count, files=times * 4)
+        compare(found, mounted, {f"programs{count}-": job}, rounds)
+    bed.unmount(mounted)
+    for delay_ms in DELAYS_MS:
+        with SlowLine(bed.redis.socket, delay_ms / 1000) as line:
+            mounted = bed.mount(line)
+            job = partial(scaling.delayed, delay_ms=delay_ms, times=times // 2)
+            compare(found, mounted, {f"delay{delay_ms}-": job}, rounds)
+            bed.unmount(mounted)
+
+
+def lives(bed: Bed, found: Found, arguments: argparse.Namespace) -> None:
+    """See how long a start takes, and how long programs wait at a restart."""
+    times = 3 if arguments.short else 5
+    for _ in range(times):
+        for db, client in enumerate(bed.clients):
+            where = bed.session.directory("f"), bed.session.directory("c")
+            took = lifecycle.first_answer_ms(client, bed.redis.url(db), *where)
+            found.setdefault(FIRST_ANSWER, {}).setdefault(client.name, []).append(took)
+    for db, client in enumerate(bed.clients):
+        where = bed.session.directory("f"), bed.session.directory("c")
+        stalls = lifecycle.restart_stalls(client, bed.redis.url(db), *where, times)
+        found.setdefault(STALL, {})[client.name] = stalls
+
+
+def table(kind: str, found: Found) -> dict[str, dict[str, object]]:
+    """Print medians, ratios and targets; return them."""
+    print(
+        f"\nRedis + {kind}".ljust(42) + f"{'jfsd':>11}{'juicefs':>11}{'ratio':>8}{'target':>9}"
+        f"{'CPU us':>9}{'juicefs':>9}"
+    )
+    result: dict[str, dict[str, object]] = {}
+    for figure, values in found.items():
+        if figure.startswith(CPU) or len(values) < 2:
+            continue
+        ours, theirs = (statistics.median(values[who]) for who in ("jfsd", "juicefs"))
+        ratio = ours / theirs if theirs else 0.0
+        target = TARGETS.get(figure)
+        cpu = found.get(CPU + figure, {})
+        costs = [statistics.median(cpu[who]) for who in ("jfsd", "juicefs")] if cpu else []
+        met = "" if target is None else f"{target} {'✓' if target.met(ratio) else '✗'}"
+        print(
+            f"{figure:<41}{ours:>11.1f}{theirs:>11.1f}{ratio:>8.2f}{met:>9}"
+            + "".join(f"{cost:>9.1f}" for cost in costs)
         )
-        client.format(redis.url(db), f"bench-{client.name}", storage, "--trash-days", "0")
-        flags = ["--no-usage-report"] if client.name == "juicefs" else []
-        mounted[client.name] = client.mount(redis.url(db), session.directory("m"), *flags)
-    figures = compare(mounted, arguments.only, arguments.rounds, Size(quick=arguments.quick))
-    for one in mounted.values():
-        one.unmount()
-    redis.service.end()
-    if weed:
-        weed.service.kill()
-    return table(kind, figures)
-
-
-def table(kind: str, figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Print medians and ratios; return them."""
-    print(f"\nRedis + {kind}".ljust(34) + f"{'jfsd':>12}{'juicefs':>12}{'ratio':>9}")
-    result = {}
-    for figure, rates in figures.items():
-        ours, theirs = (statistics.median(rates[who]) for who in ("jfsd", "juicefs"))
-        result[figure] = {"jfsd": ours, "juicefs": theirs, "ratio": ours / theirs}
-        print(f"{figure:<33}{ours:>12.1f}{theirs:>12.1f}{ours / theirs:>9.2f}")
+        result[figure] = {
+            "jfsd": ours, "juicefs": theirs, "ratio": ratio, "cpu_us": costs,
+            "values": values,
+            "target": str(target or ""), "met": target.met(ratio) if target else None,
+        }  # fmt: skip
     return result
 
 
+PARTS = {"rates": rates, "growth": growth, "lives": lives}
+
+
 def main() -> None:
-    """Parse the command line, run, print, and write JSON where asked."""
+    """Parse the command line, run, print, and write JSON and picture where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", choices=["file", "s3", "both"], default="both")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    parser.add_argument("--rounds", type=int, default=0, help="3; or 5, in the full form")
+    parser.add_argument("--short", "--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--plot", type=Path, help="write a picture of the curves to this file")
     arguments = parser.parse_args()
+    arguments.rounds = arguments.rounds or (3 if arguments.short else 5)
     session = Session()
-    results = {}
+    results: dict[str, dict[str, dict[str, object]]] = {}
+    stalls: dict[str, list[float]] = {}
     try:
-        clients = [Jfsd(session), JuiceFS(session)]
-        kinds = ["file", "s3"] if arguments.store == "both" else [arguments.store]
-        for kind in kinds:
-            results[kind] = bench_store(session, clients, kind, arguments)
+        for kind in ["file", "s3"] if arguments.store == "both" else [arguments.store]:
+            bed, found = Bed(session, kind), Found()
+            for name in arguments.parts if kind == "file" else ["rates"]:
+                PARTS[name](bed, found, arguments)
+            results[kind] = table(kind, found)
+            stalls = stalls or found.get(STALL, {})
+            bed.close()
     finally:
         session.close()
-    text = json.dumps(results, indent=2)
     if arguments.json:
-        arguments.json.write_text(text + "\n")
-    else:
-        print("\n" + text)
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    if arguments.plot:
+        from bench.plot import plot
+
+        plot(next(iter(results.values())), stalls, arguments.plot)
 
 
 if __name__ == "__main__":

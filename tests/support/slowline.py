@@ -1,4 +1,4 @@
-"""A line between a client and a server, with the delay of a network, that counts turns."""
+"""A line between a client and a server that adds delay to each round trip and counts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHUNK = 1 << 18
 
 
 class SlowLine:
-    """Listens on a port of the loopback and passes everything on, each way after `delay_s`.
+    """Listens on a port of the loopback and passes everything on, to the server `delay_s` later.
 
     `turns` counts round trips: how often the client spoke after the server had. `requests`
     counts what begins like a line of HTTP, or like a command of Redis.
@@ -78,15 +78,15 @@ class SlowLine:
 
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass(reader, far_writer, asked))
-                group.create_task(self._pass(far_reader, writer, answered))
+                group.create_task(self._pass(reader, far_writer, asked, self.delay_s))
+                group.create_task(self._pass(far_reader, writer, answered, 0.0))
         except* (ConnectionError, EOFError):
             pass
         finally:
             writer.close()
             far_writer.close()
 
-    async def _pass(self, source, target, note) -> None:
+    async def _pass(self, source, target, note, delay_s) -> None:
         """Pass chunks on, each `delay_s` after it came, however many are on their way."""
         line: deque[tuple[float, bytes]] = deque()
         more = asyncio.Event()
@@ -110,8 +110,8 @@ class SlowLine:
             while True:
                 data = await source.read(_CHUNK)
                 note(data)
-                if not data or self.delay_s:
-                    line.append((time.monotonic() + self.delay_s, data))
+                if not data or delay_s:
+                    line.append((time.monotonic() + delay_s, data))
                     more.set()
                 else:
                     target.write(data)

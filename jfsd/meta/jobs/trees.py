@@ -102,6 +102,6 @@ class TreeReaper:
             if result[0] != ASK_OPEN:
                 break
             inode = int(result[1])
-        ino, _, freed, _ = result
+        ino, _, freed, *_ = result
         if freed and engine.freed is not None:
             engine.freed(int(ino), int(freed))
