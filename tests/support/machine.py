@@ -75,8 +75,10 @@ class Machine:
     def close(self) -> None:
         """End it at once."""
         init = self.init()
+        if init:
+            os.kill(init, signal.SIGKILL)
         self.service.kill()
-        wait_until(lambda: not init or not _comm(init), 30, f"end of {self.name}")
+        wait_until(lambda: not _runs(init), 30, f"end of {self.name}")
 
     # -- programs -------------------------------------------------------------------------------
 
@@ -190,6 +192,14 @@ def every(seconds: float, times: int) -> Iterator[int]:
     for number in range(times):
         yield number
         time.sleep(seconds)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether the process is more than a number that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _comm(pid: int) -> str:
