@@ -39,6 +39,7 @@ _ADD = (
     | abi.INIT_CACHE_SYMLINKS
     | abi.INIT_DIRECT_IO_ALLOW_MMAP
 )
+_ALL_FLAGS = (1 << 64) - 1
 _DROP = abi.INIT_ATOMIC_O_TRUNC | abi.INIT_HANDLE_KILLPRIV | abi.INIT_HANDLE_KILLPRIV_V2
 """Truncation at open comes as a request of its own (it can then be repeated), and the
 kernel removes setuid and setgid bits by setattr."""
@@ -221,16 +222,30 @@ class Session:
             with suppress(FileNotFoundError):  # nobody waits for it any more
                 os.write(self._fd, self._journal.give_up(unique))
 
+    def _flags(self) -> tuple[int, int]:
+        """Return the flags to add to libfuse's answer to INIT, and those to take from it.
+
+        What was agreed holds for the life of the mount, whatever this version would agree
+        upon; only a flag that it cannot serve is left to be found by `_check_init`.
+        """
+        added = _ADD | (abi.INIT_DONT_MASK if self._terms.acls else 0)
+        if not self._kept_init_out:
+            return added, _DROP
+        agreed = abi.init_reply(self._kept_init_out).flags
+        return (added | abi.INIT_DONT_MASK) & agreed, ~agreed & _ALL_FLAGS
+
     def _attach(self, payloads: Payloads, replay: list[bytes]) -> None:
         terms = self._terms
+        added, dropped = self._flags()
+        kept = abi.init_reply(self._kept_init_out) if self._kept_init_out else None
         native.prepare(
             fd=self._fd,
             init_in=self._init_in,
             adopted=self._adopted,
-            set_flags=_ADD | (abi.INIT_DONT_MASK if terms.acls else 0),
-            clear_flags=_DROP,
-            max_readahead=terms.max_readahead_bytes,
-            max_background=MAX_BACKGROUND,
+            set_flags=added,
+            clear_flags=dropped,
+            max_readahead=kept.max_readahead if kept else terms.max_readahead_bytes,
+            max_background=kept.max_background if kept else MAX_BACKGROUND,
             journal=self._journal.memory if self._journal is not None else None,
             replay=replay,
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 
 import pytest
 from support.fuse_served import Program, Served
+
+from jfsd.fuse import abi
 
 MIB = 1 << 20
 
@@ -152,10 +155,31 @@ def test_parked_requests_wait_and_go_on(served):
     assert maker.wait(30) == 0
 
 
-def test_other_terms_than_those_agreed_upon_are_refused(served):
+@pytest.mark.promise(11)
+def test_what_was_agreed_upon_holds_whatever_the_next_version_would_like(served):
+    """A mount of an earlier version, which asked the kernel for less, or for more."""
+    served.kill()
+    assert served.start(acls=True, init_out=served.init_out)["init_out"] == served.init_out
+    served.kill()
+    less = changed(served.init_out, abi.INIT_READDIRPLUS_AUTO | abi.INIT_CACHE_SYMLINKS)
+    assert served.start(init_out=less)["init_out"] == less
+    assert os.listdir(served.path) == []
+
+
+def changed(init_out, flags):
+    """Return an answer to INIT (in hexadecimal) with some of its flags turned over."""
+    answer = bytearray.fromhex(init_out)
+    at = 16 + 12  # behind the header, major, minor and max_readahead
+    (now,) = struct.unpack_from("=I", answer, at)
+    struct.pack_into("=I", answer, at, now ^ flags)
+    return answer.hex()
+
+
+def test_an_agreement_that_cannot_be_kept_is_refused(served):
+    """Such as one of a later version, with a flag that nobody here has heard of."""
     served.kill()
     with pytest.raises(AssertionError, match="InitDriftError"):
-        served.start(acls=True, init_out=served.init_out)
+        served.start(init_out=changed(served.init_out, abi.INIT_HANDLE_KILLPRIV_V2))
     served.gone()
     assert served.start(init_out=served.init_out)["init_out"] == served.init_out
     assert os.listdir(served.path) == []

@@ -37,6 +37,7 @@ _OUTSIDE = """
 set -eu
 lower=$1 top=$2 version=$3 out=$4
 mount --make-rprivate /
+awk '$3 ~ "^fuse[.]" { print $2 }' /proc/mounts | xargs -r -n 1 umount -l  # else they are pinned
 mount -t tmpfs tmpfs "$top"
 mkdir "$top/up" "$top/work" "$top/root" "$top/src"
 tar -x -C "$top/src"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import cgroups
+from support import cgroups, mounts
 
 CLONE_NEWNS = 0x20000
 PR_SET_PDEATHSIG = 1
@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
     if _libc.unshare(CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for mount in reversed(mounts.below("/")):  # else they would live as long as the container
+        mounts.detach(mount.path)
     Path(NSPAWN).mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", NSPAWN], check=True)
     root = overlay(Path(top), lower[0] if lower else "/")
