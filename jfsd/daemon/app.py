@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import signal
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -28,14 +27,15 @@ from jfsd import log as logs
 from jfsd.chunk.blocks import BlockStore
 from jfsd.config.credentials import with_credentials
 from jfsd.config.runtime import MountRecord, find, register, unregister
-from jfsd.config.settings import MountSettings, settings_from_texts
-from jfsd.config.source import Source, Wanted, differences, given
+from jfsd.config.settings import MountSettings
+from jfsd.config.source import Source, Wanted, given
 from jfsd.config.volume import Volume
 from jfsd.daemon.aftermath import clear_away, settle
 from jfsd.daemon.answers import Answers, reloading, upgrading
 from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
 from jfsd.daemon.drain import flush_all
+from jfsd.daemon.former import Former
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import keep_holder
@@ -46,10 +46,11 @@ from jfsd.daemon.journal import HandleJournal, SliceJournal, restore_handles
 from jfsd.daemon.memory import bound_heap
 from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
-from jfsd.daemon.report import RESENT, Report
+from jfsd.daemon.report import Report
+from jfsd.daemon.root import find_root
 from jfsd.daemon.state import LAYOUT, Header, State, StateError
 from jfsd.daemon.stop import Leaver, Stopper, cut_off
-from jfsd.daemon.store import VolumeStore, same_address, try_store, with_address
+from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
 from jfsd.daemon.takeover import (
     ARENA,
@@ -60,13 +61,12 @@ from jfsd.daemon.takeover import (
     Takeover,
     check_same_mount,
     fixed_options,
-    keeping_fixed,
     park,
     take_over,
     unpark,
 )
-from jfsd.daemon.timing import MAX_EVENTS, Event, Timing, line
-from jfsd.daemon.trial import check_volume_at
+from jfsd.daemon.telling import Telling
+from jfsd.daemon.timing import Timing
 from jfsd.daemon.watching import Watching
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 from jfsd.failpoint import reach
@@ -83,7 +83,7 @@ from jfsd.meta.session import Session as MetaSession
 from jfsd.meta.session import SessionInfo
 from jfsd.meta.url import Kind, parse_meta_url
 from jfsd.systemd.notify import Notifier
-from jfsd.types import ROOT_INO, Ino, NodeType
+from jfsd.types import Ino
 from jfsd.vfs.ports import Options
 from jfsd.vfs.vfs import Vfs
 
@@ -100,9 +100,6 @@ FLUSH_PATIENCE_S = 300.0
 
 START_BEAT_S = 5.0
 """How often a start that takes long asks for more time."""
-
-FIRST_ANSWER_S = 1.0
-"""How long the record of a start waits for the first answer before it is logged without."""
 
 
 def run_mount(
@@ -161,9 +158,10 @@ class _Server:
         self._record: MountRecord | None = None
         self._fenced = False
         self._waits_for = "its turn"
-        self._untold: Callable[[], None] | None = None
+        self._telling = Telling(self._timing)
         self._hangup = False
-        self._set_aside = [set_aside] if set_aside else []
+        self._set_aside = set_aside
+        self._former = Former(None, self._source, serves=False)
 
     @property
     def _goes_on(self) -> bool:
@@ -178,10 +176,9 @@ class _Server:
             self._fresh = found
         else:
             self._takeover = found
-        self._keep_fixed()
+        self._go_on_with_what_is_fixed()
         reach("adopt.loaded")
         self._on_early_signals()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_early_hangup)
         async with AsyncExitStack() as stack:
             patience = asyncio.create_task(self._ask_for_time(), name="start")
             stack.callback(patience.cancel)
@@ -246,30 +243,20 @@ class _Server:
 
     # -- start --------------------------------------------------------------------------------
 
-    def _keep_fixed(self) -> None:
-        """Go on with a live mount as it was made, if it is a file that says otherwise by now.
+    @property
+    def _wanted(self) -> Wanted:
+        return Wanted(self._meta_url, self._mountpoint, self._settings)
 
-        Refused is what a command line says: there somebody sees the refusal.
-        """
-        if self._takeover is None or not self._source.config:
-            return
-        header = self._takeover.state.header
-        asked = Wanted(self._meta_url, self._mountpoint, self._settings)
-        if not self._source.mountpoint:
-            self._mountpoint = header.mountpoint
-            self._control = Control(self._mountpoint)
-        self._settings = keeping_fixed(self._settings, header)
-        kept = Wanted(self._meta_url, self._mountpoint, self._settings)
-        if found := differences(kept, asked):
-            self._leave_aside(
-                f"fixed while mounted: {', '.join(map(str, found))};"
-                " takes effect after an unmount (systemctl stop and start)"
-            )
-
-    def _leave_aside(self, what: str) -> None:
-        """Tell that the mount is not served just as it is configured."""
-        log.warning("%s", what)
-        self._set_aside.append(what)
+    def _go_on_with_what_is_fixed(self) -> None:
+        """Serve a live mount as it was made, if it is a file that says otherwise by now."""
+        self._former = Former(
+            self._takeover,
+            self._source,
+            serves=self._standby is not None,
+            aside=self._set_aside,
+        )
+        _, self._mountpoint, self._settings = self._former.fixed(self._wanted)
+        self._control = Control(self._mountpoint)
 
     async def _ask_for_time(self) -> None:
         """Let the keeper wait: a start takes as long as Redis or the store are away."""
@@ -303,7 +290,7 @@ class _Server:
         return True
 
     async def _open_meta(self, stack: AsyncExitStack) -> tuple[Meta, MetaSession, Volume]:
-        await self._keep_meta()
+        self._meta_url = await self._former.meta_url(self._wanted)
         url = parse_meta_url(self._meta_url, with_credentials(os.environ))
         kept = self._takeover.state.header if self._takeover else None
         if kept and kept.cluster:
@@ -335,7 +322,7 @@ class _Server:
         return meta, session, volume
 
     async def _open_store(self, stack: AsyncExitStack, volume: Volume) -> VolumeStore:
-        await self._keep_store(volume)
+        self._settings = await self._former.store(self._wanted, volume)
         store = VolumeStore(volume, self._settings)
         stack.push_async_callback(store.close)
         if self._takeover is None:
@@ -343,47 +330,10 @@ class _Server:
         self._timing.mark("store")
         return store
 
-    async def _keep_meta(self) -> None:
-        """Go on with the former URL of a live mount, if its file names another volume's.
-
-        Raises:
-            JfsdError: It does, and the former server still serves.
-        """
-        record = find(self._mountpoint) if self._takeover and self._source.config else None
-        if self._takeover is None or record is None or record.meta_url == self._meta_url:
-            return
-        header = self._takeover.state.header
-        if record.uuid != header.volume_uuid:
-            return
-        try:
-            await check_volume_at(self._meta_url, header.volume_uuid)
-        except JfsdError as error:
-            if self._standby is not None:
-                raise
-            self._meta_url = record.meta_url
-            self._leave_aside(f"the former metadata URL is used: {error}")
-
-    async def _keep_store(self, volume: Volume) -> None:
-        """Go on with the former store of a live mount, if another is named that is not its own.
-
-        Raises:
-            JfsdError: It is not, and the former server still serves.
-        """
-        former = last_settings(self._mountpoint, volume) if self._takeover else None
-        if former is None or same_address(former, self._settings):
-            return
-        try:
-            await try_store(volume, self._settings)
-        except JfsdError as error:
-            if self._standby is not None:
-                raise
-            self._settings = with_address(self._settings, former)
-            self._leave_aside(f"the former store is used: {error}")
-
     async def _find_root(self, meta: Meta) -> Ino:
         if self._takeover:
             return self._takeover.state.header.root
-        return await _find_root(meta, self._settings)
+        return await find_root(meta, self._settings)
 
     async def _open_session(self, stack: AsyncExitStack, meta: Meta, session: MetaSession) -> None:
         if self._settings.read_only:
@@ -517,7 +467,7 @@ class _Server:
         kept = [Kept(STATE, state.fd), Kept(ARENA, path.arena.fd), Kept(FUSE, mounted.fd)]
         if journal is not None:  # before the descriptor that it belongs to
             kept.insert(0, Kept(REQUESTS, journal.fd))
-        handover = Handover(kernel, vfs, state, self._complete_record)
+        handover = Handover(kernel, vfs, state, self._telling.complete)
         stopper = self._stopper(stack, mounted, kernel, handover, path)
         succession = Succession(handover, self._notifier, lambda: kept)
         self._on_signals(stopper, handover, succession)
@@ -543,7 +493,7 @@ class _Server:
             self._life.enter(Phase.SERVING)
             if self._takeover is None:
                 state.change(init_out=kernel.init_out)
-            self._say_ready(push, "; ".join((reload.status, *self._set_aside)))
+            self._say_ready(push, "; ".join((reload.status, *self._former.aside)))
             mounting.set_readahead(mounted.device, settings.max_readahead_bytes)
             self._listen(watching, kernel)
             log.info(
@@ -553,7 +503,7 @@ class _Server:
                 state.header.generation,
                 ", requests come again" if resent else "",
             )
-            self._tell_start(kernel, state)
+            self._telling.begin(self._takeover, kernel, state)
             gc.freeze()
             gc.enable()
             self._on_hangup(reload)
@@ -616,33 +566,6 @@ class _Server:
             return {"aftermath": aftermath}
         return {"aftermath": aftermath, "catch-up": jobs.catch_up()}
 
-    def _tell_start(self, kernel: Session, state: State) -> None:
-        """Keep the record of this start, and log it once it is known who was answered when."""
-        event = self._timing.event(
-            self._takeover.leaving if self._takeover else {},
-            taken_over=self._takeover is not None,
-            sealed=self._takeover is not None and self._takeover.sealed,
-        )
-        event["generation"] = state.header.generation
-        before = state.header.events[1 - MAX_EVENTS :]
-        totals = Counter(state.header.totals)
-        totals[event["kind"]] += 1
-        state.change(events=[*before, event], totals=dict(totals))
-
-        def complete() -> None:
-            told = _with_answers(event, kernel, self._timing)
-            totals[RESENT] += kernel.resent
-            state.change(events=[*before, told], totals=dict(totals))
-            log.info("event %s", line(told), extra={"jfsd_event": told})
-            self._untold = None
-
-        self._untold = complete
-        asyncio.get_running_loop().call_later(FIRST_ANSWER_S, self._complete_record)
-
-    def _complete_record(self) -> None:
-        if self._untold is not None:
-            self._untold()
-
     async def _feed_watchdog(self) -> None:
         """Tell the keeper that this event loop turns."""
         while True:
@@ -697,9 +620,9 @@ class _Server:
 
     def _on_early_signals(self) -> None:
         """Let a signal during the start undo what was started; nobody uses the mount yet."""
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop.add_signal_handler(signal.SIGHUP, self._on_early_hangup)
         if task is not None and self._takeover is None:
-            loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, task.cancel)
 
@@ -716,7 +639,7 @@ class _Server:
         """Return what reads the configuration again, when a signal or a command asks for it."""
         reload = Reload(
             self._source,
-            Wanted(self._meta_url, self._mountpoint, self._settings),
+            self._wanted,
             tuner,
             self._notifier,
             status=status,
@@ -823,47 +746,6 @@ class _Server:
                 "what was written to them could not be stored and is lost",
                 "see the log for the store's error, and write them again",
             )
-
-
-def last_settings(mountpoint: str, volume: Volume) -> MountSettings | None:
-    """Return what the last server of a mount went by, None if that is not known."""
-    record = find(mountpoint)
-    if record is None or record.uuid != volume.uuid or not record.options:
-        return None
-    with suppress(RefusedError):
-        return settings_from_texts(record.options)
-    return None
-
-
-async def _find_root(meta: Meta, settings: MountSettings) -> Ino:
-    """Return the directory that `--subdir` names.
-
-    Raises:
-        RefusedError: There is none of this name, or it is no directory.
-    """
-    ino: Ino = ROOT_INO
-    for name in settings.subdir_names:
-        try:
-            ino, attr = await meta.lookup(ino, name)
-        except FileNotFoundError:
-            raise _no_subdir(settings.subdir, "does not exist in the volume") from None
-        if attr.type is not NodeType.DIRECTORY:
-            raise _no_subdir(settings.subdir, "is not a directory")
-    return ino
-
-
-def _with_answers(event: Event, kernel: Session, timing: Timing) -> Event:
-    """Return the event with what could not be known when it happened."""
-    told = {**event, "resent": kernel.resent}
-    if kernel.first_answer_s:
-        told["first_answer_ms"] = round((kernel.first_answer_s - timing.started_s) * 1000, 1)
-    return told
-
-
-def _no_subdir(path: str, rule: str) -> RefusedError:
-    return RefusedError(
-        ExitCode.USAGE, f"--subdir {path}", rule, "mount the volume without it and create it"
-    )
 
 
 def _options(settings: MountSettings, root: Ino, *, acls: bool) -> Options:

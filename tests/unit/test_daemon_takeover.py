@@ -10,7 +10,7 @@ from jfsd.config.runtime import MountRecord, register
 from jfsd.config.settings import MountSettings
 from jfsd.config.source import Source, last_wanted
 from jfsd.config.volume import new_volume
-from jfsd.daemon.app import last_settings
+from jfsd.daemon.former import last_settings
 from jfsd.daemon.state import Header
 from jfsd.daemon.store import same_address, with_address
 from jfsd.daemon.takeover import FIXED, check_same_mount, fixed_options, keeping_fixed
