@@ -48,7 +48,7 @@ from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
 from jfsd.daemon.report import Report
 from jfsd.daemon.root import find_root
-from jfsd.daemon.state import LAYOUT, Header, State, StateError
+from jfsd.daemon.state import CRASHED_AT, LAYOUT, Header, State, StateError
 from jfsd.daemon.stop import Leaver, Stopper, cut_off
 from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
@@ -467,6 +467,7 @@ class _Server:
         kept = [Kept(STATE, state.fd), Kept(ARENA, path.arena.fd), Kept(FUSE, mounted.fd)]
         if journal is not None:  # before the descriptor that it belongs to
             kept.insert(0, Kept(REQUESTS, journal.fd))
+        native.note_crashes(state.memory, CRASHED_AT)
         handover = Handover(kernel, vfs, state, self._telling.complete)
         stopper = self._stopper(stack, mounted, kernel, handover, path)
         succession = Succession(handover, self._notifier, lambda: kept)

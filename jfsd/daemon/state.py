@@ -7,7 +7,8 @@ point finds it complete. Nothing here waits, allocates much or makes a system ca
 Layout, version 1 (little-endian):
 
     0       two copies of the header: seq u64, length u32, crc u32, JSON
-    128 KiB word: number of the request whose handler is running right now, 0 for none
+    128 KiB number of the request whose handler is running right now (0 for none), u64; since
+            when, f64; the signal that the process brought upon itself, u64
     192 KiB suspects: 256 records of 32 bytes
     256 KiB files: 2^20 records of 48 bytes
     then    locks: 2^17 records of 32 bytes
@@ -34,6 +35,7 @@ from typing import Any
 from zlib import crc32
 
 from jfsd.chunk.pending import Draft, SliceRecord
+from jfsd.clock import monotonic_s
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.types import CHUNK_SIZE, Ino
 
@@ -41,10 +43,12 @@ LAYOUT = 1
 _MAGIC = "jfsd-state"
 _HEADER_BYTES = 64 << 10
 _RUNNING_AT = 128 << 10
+CRASHED_AT = _RUNNING_AT + 16
 _SUSPECTS_AT = 192 << 10
 _FILES_AT = 256 << 10
 
 _HEAD = struct.Struct("<QII")
+_RUNNING = struct.Struct("<Qd")
 _WORD = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _SUSPECT = struct.Struct("<IIQ")
@@ -202,12 +206,27 @@ class State:
     # -- requests that run
 
     def running(self, op: int) -> None:
-        """Note that the handler of request `op` runs now; 0 when it waits or has ended."""
-        _WORD.pack_into(self._map, _RUNNING_AT, op)
+        """Note that the handler of request `op` runs from now on; 0 when it waits or has ended."""
+        _RUNNING.pack_into(self._map, _RUNNING_AT, op, monotonic_s())
 
-    def suspect(self) -> int:
-        """Return the request whose handler was running when the last process died, or 0."""
-        return int(_WORD.unpack_from(self._map, _RUNNING_AT)[0])
+    def suspect(self) -> tuple[int, float]:
+        """Return the request whose handler was running when the last process died, or 0.
+
+        And since when it was, on the monotonic clock.
+        """
+        op, since_s = _RUNNING.unpack_from(self._map, _RUNNING_AT)
+        return int(op), float(since_s)
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """The whole memory, for `note_crashes` of the native module at CRASHED_AT."""
+        return self._map
+
+    def take_crash(self) -> int:
+        """Return the signal that the last process brought upon itself, or 0, and forget it."""
+        (number,) = _WORD.unpack_from(self._map, CRASHED_AT)
+        _WORD.pack_into(self._map, CRASHED_AT, 0)
+        return int(number)
 
     def accuse(self, op: int) -> int:
         """Count that a process died in the handler of request `op`; return how often."""

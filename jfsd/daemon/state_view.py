@@ -39,7 +39,7 @@ def describe(state_fd: int, arena_fd: int | None = None) -> dict[str, Any]:
             **more,
             "init_in": init_in.hex(),
             "init_out": init_out.hex(),
-            "running": state.suspect(),
+            "running": state.suspect()[0],
             "suspects": suspects,
             "files": [
                 {"fh": each.fh, "ino": each.ino, "flags": f"{each.flags:#o}", "request": each.op}

@@ -18,6 +18,7 @@ from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change
 from jfsd.config.settings import MountSettings, settings_from
 from jfsd.daemon.holder_store import Kept
 from jfsd.daemon.state import Header, State, StateError
+from jfsd.daemon.timing import started_s
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.failpoint import reach
 from jfsd.systemd.fdstore import received
@@ -29,6 +30,9 @@ REQUESTS = "requests"
 
 INIT = "init"
 """Beside `fuse`: what a mount that nobody has served yet begins with, or why there is none."""
+
+HANG_S = 2.0
+"""Time in one step of a handler, and until the next server, that no innocent one takes."""
 
 POISON = 3
 """Deaths of servers in the handler of one request after which it is answered with EIO."""
@@ -115,8 +119,12 @@ def take_over(notifier: Notifier) -> Takeover | Fresh | None:
     for name in NAMES:
         if len(found.get(name, ())) != 1:
             raise StateError(f"comes with {len(found.get(name, ()))} descriptors named {name}")
+    state = State.load(found[STATE][0])
+    arena_bytes = os.fstat(found[ARENA][0]).st_size
+    if arena_bytes < state.header.block_size:
+        raise StateError(f"does not fit the write buffer that came with it ({arena_bytes} bytes)")
     requests = found.get(REQUESTS, [None])
-    return Takeover(found[FUSE][0], found[ARENA][0], State.load(found[STATE][0]), requests[0])
+    return Takeover(found[FUSE][0], found[ARENA][0], state, requests[0])
 
 
 def fixed_options(settings: MountSettings) -> dict[str, Any]:
@@ -224,9 +232,14 @@ def _write(told: dict[str, Any]) -> int:
 
 
 def _accuse(state: State) -> frozenset[int]:
-    """Blame the request whose handler was running when the last server died."""
-    op = state.suspect()
+    """Blame the request whose handler was running when the last server died of it.
+
+    Who was killed from outside did not: in a storm of kills the same request may be at work
+    each time. A handler that had run for seconds hung, or ate up the memory.
+    """
+    op, since_s = state.suspect()
+    crashed = state.take_crash()
     state.running(0)
-    if state.header.sealed or not op:
+    if state.header.sealed or not op or not (crashed or started_s() - since_s > HANG_S):
         return frozenset()
     return frozenset((op,)) if state.accuse(op) >= POISON else frozenset()

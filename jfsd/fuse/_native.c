@@ -32,6 +32,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
@@ -690,6 +691,48 @@ static PyObject *pack_entries(PyObject *self, PyObject *args)
 	return packed;
 }
 
+/* ---- crashes ----------------------------------------------------------------------------- */
+
+/* A word in memory that outlives the process: the signal that it brought upon itself. A SIGKILL
+ * leaves none, so whatever was being done at that moment is not to blame. */
+static volatile uint64_t *crash_word;
+static Py_buffer crash_memory;
+static struct sigaction before_crash[NSIG];
+
+static void on_crash(int number)
+{
+	*crash_word = (uint64_t)number;
+	sigaction(number, &before_crash[number], NULL); /* faulthandler's, or the end */
+	raise(number);
+}
+
+static PyObject *note_crashes(PyObject *self, PyObject *args)
+{
+	static const int numbers[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT };
+	struct sigaction action = { .sa_handler = on_crash, .sa_flags = SA_NODEFER | SA_ONSTACK };
+	PyObject *memory;
+	Py_ssize_t at;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "On", &memory, &at))
+		return NULL;
+	if (crash_word != NULL) {
+		PyErr_SetString(PyExc_RuntimeError, "crashes are noted already");
+		return NULL;
+	}
+	if (PyObject_GetBuffer(memory, &crash_memory, PyBUF_WRITABLE) < 0)
+		return NULL;
+	if (at < 0 || at % 8 || at + 8 > crash_memory.len) {
+		PyBuffer_Release(&crash_memory);
+		PyErr_SetString(PyExc_ValueError, "there is no such word");
+		return NULL;
+	}
+	crash_word = (uint64_t *)((char *)crash_memory.buf + at);
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+		sigaction(numbers[i], &action, &before_crash[numbers[i]]);
+	Py_RETURN_NONE;
+}
+
 /* ---- the Python module ------------------------------------------------------------------- */
 
 PyDoc_STRVAR(prepare_doc,
@@ -918,6 +961,9 @@ static PyMethodDef methods[] = {
 	  "Return the data of the current WRITE: a copy, or a view if it is long." },
 	{ "take_answered", take_answered, METH_NOARGS,
 	  "Return the watched numbers that were answered since the last call." },
+	{ "note_crashes", note_crashes, METH_VARARGS,
+	  "note_crashes(memory, offset): the number of a signal that ends us by our own fault is\n"
+	  "written there, as 64 bits; once in a process." },
 	{ "on_interrupt", on_interrupt, METH_O,
 	  "Call this with the number of a blocking lock request that a signal interrupted." },
 	{ NULL, NULL, 0, NULL },

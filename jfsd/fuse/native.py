@@ -40,6 +40,7 @@ caught_up = _native.caught_up
 current = _native.current
 ended = _native.ended
 init_out = _native.init_out
+note_crashes = _native.note_crashes
 on_interrupt = _native.on_interrupt
 lost = _native.lost
 opcode = _native.opcode
@@ -62,6 +63,7 @@ __all__ = [
     "ended",
     "init_out",
     "lost",
+    "note_crashes",
     "on_interrupt",
     "opcode",
     "pack_entries",

@@ -99,6 +99,7 @@ def next_failpoint() -> str:
     if first == "heal":
         os.pwrite(store["state"], intact["header"], 0)
         os.ftruncate(store["arena"], len(intact["arena"]))
+        os.pwrite(store["arena"], intact["bytes"], 0)
         return ""
     return first
 
@@ -110,6 +111,7 @@ def spoil(how: str) -> None:
     intact.setdefault("arena", range(os.fstat(store["arena"]).st_size))
     os.pwrite(fd, intact["header"], 0)
     if how == "arena":
+        intact["bytes"] = os.pread(store["arena"], 1 << 20, 0)  # all that the test has written
         os.ftruncate(store["arena"], 0)
     for at in (0, HEADER_BYTES):
         seq, length, crc = HEAD.unpack(os.pread(fd, HEAD.size, at))

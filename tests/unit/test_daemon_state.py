@@ -17,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jfsd.chunk.pending import UPLOADED, Draft, SliceRecord
-from jfsd.daemon.state import FileRecord, Header, State, StateError
+from jfsd.clock import monotonic_s
+from jfsd.daemon import takeover
+from jfsd.daemon.state import CRASHED_AT, FileRecord, Header, State, StateError
 from jfsd.daemon.state_view import describe, state_kept_by
+from jfsd.daemon.takeover import Takeover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,10 +164,28 @@ def test_noise_is_never_taken_for_a_record(seed: int) -> None:
 @pytest.mark.promise(9)
 def test_accusations_are_counted_across_processes(state: State) -> None:
     state.running(42)
-    assert [reread(state).accuse(reread(state).suspect()) for _ in range(3)] == [1, 2, 3]
+    assert [reread(state).accuse(reread(state).suspect()[0]) for _ in range(3)] == [1, 2, 3]
     assert state.accuse(44) == 1
     state.running(0)
-    assert reread(state).suspect() == 0
+    assert reread(state).suspect()[0] == 0
+
+
+@pytest.mark.promise(9)
+@pytest.mark.parametrize(
+    ("crashed", "ran_s", "blamed"), [(0, 0.0, False), (11, 0.0, True), (0, 60.0, True)]
+)
+def test_only_who_died_by_its_own_fault_accuses(
+    state: State, monkeypatch: pytest.MonkeyPatch, crashed: int, ran_s: float, blamed: bool
+) -> None:
+    """A storm of kills may meet the same request each time; it is innocent."""
+    monkeypatch.setattr(takeover, "started_s", lambda: monotonic_s() + ran_s)
+    for death in range(1, 6):
+        state.running(42)
+        struct.pack_into("<Q", state.memory, CRASHED_AT, crashed)
+        taken = Takeover(-1, -1, state)
+        taken.begin()
+        assert taken.poisoned == (frozenset({42}) if blamed and death >= 3 else frozenset())
+        assert state.take_crash() == 0
 
 
 @pytest.mark.promise(8)

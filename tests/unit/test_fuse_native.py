@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -71,3 +72,25 @@ def test_outside_a_request_there_is_nothing():
         "print(n.current(), n.body(), n.payload(), n.init_out(), n.take_answered(), n.attached())"
     )
     assert run(code) == "(0, 0, 0, 0, 0, 0) b'' b'' b'' [] False"
+
+
+@pytest.mark.promise(9)
+@pytest.mark.parametrize("before", ["", "import faulthandler; faulthandler.enable()"])
+def test_a_crash_is_noted_and_a_kill_is_not(tmp_path, before):
+    note = tmp_path / "note"
+    for name, noted in (("SIGSEGV", True), ("SIGABRT", True), ("SIGKILL", False)):
+        note.write_bytes(bytes(4096))
+        code = f"""if 1:
+            import mmap, os, signal
+            {before}
+            from jfsd.fuse import native
+            fd = os.open({str(note)!r}, os.O_RDWR)
+            native.note_crashes(mmap.mmap(fd, 4096), 16)
+            os.kill(os.getpid(), signal.{name})
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, timeout=60, check=False
+        )
+        number = getattr(signal, name)
+        assert done.returncode == -number
+        assert int.from_bytes(note.read_bytes()[16:24], sys.byteorder) == (number if noted else 0)
