@@ -79,7 +79,7 @@ async def test_another_user_is_turned_away_before_anything_is_read(monkeypatch):
     """The mode of directory and socket keeps others out already; the peer is asked, too."""
     if os.geteuid():
         pytest.skip("needs root to become somebody else")
-    directory = Path(tempfile.mkdtemp())  # others cannot reach pytest's own
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))  # others cannot reach pytest's own, nor TMPDIR
     monkeypatch.setenv("JFSD_RUNTIME_DIR", str(directory))
     heard = []
 
