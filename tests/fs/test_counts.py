@@ -17,6 +17,7 @@ from support.slowline import SlowLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from redis import Redis
     from support.clients import Mounted
@@ -122,8 +123,26 @@ def bench(
 
 
 @pytest.mark.jfsd_only
+@pytest.mark.timeout(240)
 def test_what_operations_cost(bench: Bench) -> None:
-    work = bench.top / "work"
+    """The least of some turns: on a slow machine what is known expires in the middle of one."""
+    least: dict[str, Cost] = {}
+    for turn in range(3):
+        for name, cost in measured(bench, bench.top / f"work{turn}").items():
+            least[name] = Cost(*map(min, cost, least.get(name, cost)))
+        assert list(least) == list(EXPECTED)
+        costly = {
+            name: (cost, EXPECTED[name])
+            for name, cost in least.items()
+            if any(is_ > most + SLACK for is_, most in zip(cost, EXPECTED[name], strict=True))
+        }
+        if not costly:
+            return
+    pytest.fail(f"more than it was: (measured, expected) {costly}")
+
+
+def measured(bench: Bench, work: Path) -> dict[str, Cost]:
+    """Return what each operation costs in an empty directory."""
     work.mkdir()
     page = os.urandom(16384)
     block = os.urandom(1 << 20)
@@ -145,10 +164,10 @@ def test_what_operations_cost(bench: Bench) -> None:
         os.read(fd, 16384)
         os.close(fd)
 
-    measured: dict[str, Cost] = {}
+    found: dict[str, Cost] = {}
 
     def measure(name: str, job: Callable[[int], object], times: int = TIMES) -> None:
-        measured[name] = bench.cost(job, times)
+        found[name] = bench.cost(job, times)
 
     bench.cost(lambda _: None)  # what marks cost by themselves
     measure("create", create)
@@ -171,13 +190,7 @@ def test_what_operations_cost(bench: Bench) -> None:
     measure("list 80", lambda _: os.listdir(work), 1)
     measure("unlink", lambda index: os.unlink(path("b", index)))
     os.close(sink)
-    assert list(measured) == list(EXPECTED)
-    costly = {
-        name: (cost, EXPECTED[name])
-        for name, cost in measured.items()
-        if any(is_ > most + SLACK for is_, most in zip(cost, EXPECTED[name], strict=True))
-    }
-    assert not costly, "more than it was: (measured, expected)"
+    return found
 
 
 def _forget(path: str) -> None:

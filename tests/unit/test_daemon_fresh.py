@@ -95,6 +95,7 @@ def test_half_a_state_beside_it_is_not_used(give, listener) -> None:
 
 def test_a_mount_with_all_its_memory_is_taken_over_though_init_is_left(give, listener) -> None:
     fuse, arena = os.memfd_create("fuse"), os.memfd_create("arena")
+    os.ftruncate(arena, 64 << 20)
     note = Fresh(fuse, "0:57", "/mnt", INIT_IN).write()
     give(fuse=fuse, state=a_state(), arena=arena, init=note)
     assert isinstance(take_over(listener.notifier), Takeover)
