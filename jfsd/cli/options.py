@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import click
 
 from jfsd.config.flags import BY_NAME, Flag, Kind, Value
-from jfsd.config.settings import MountSettings, settings_from
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -82,15 +81,6 @@ def given_options(parameters: Mapping[str, Any]) -> dict[str, Value]:
     return {
         name: value for name, value in {**values, "o": words or None}.items() if value is not None
     }
-
-
-def settings_of(parameters: Mapping[str, Any]) -> MountSettings:
-    """Return settings from the parameters that the mount's rows added.
-
-    Raises:
-        RefusedError: Values that contradict each other.
-    """
-    return settings_from(given_options(parameters))
 
 
 def _default_text(flag: Flag) -> str:

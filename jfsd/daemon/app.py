@@ -149,7 +149,7 @@ class _Server:
         self._failure: JfsdError | None = None
         self._cut_off: JfsdError | None = None
         self._notifier = Notifier.from_environ()
-        self._control = Control(mountpoint)
+        self._control: Control
         self._takeover: Takeover | None = None
         self._fresh: Fresh | None = None
         self._may_mount = mounting.may_mount()

@@ -26,12 +26,15 @@ pytestmark = [pytest.mark.promise(1), pytest.mark.promise(3), pytest.mark.promis
 LOAD = ("names", "writer", "appender", "unlinked", "contender", "contender", "mapper")
 
 
-def killed_at(kept: Kept, points: Sequence[str]) -> None:
+def killed_at(
+    kept: Kept, points: Sequence[str], die_at: Callable[[str], object] | None = None
+) -> None:
     """Kill a server at each point in turn under one load, and find everything as it should be."""
+    die_at = die_at or kept.die_at
     load = Load(kept.path, LOAD)
     try:
         for point in points:
-            kept.die_at(point)
+            die_at(point)
             load.compare()
         load.stop()
     finally:
@@ -74,20 +77,14 @@ def test_killed_several_times_while_taking_over(kept: Kept) -> None:
 
 @pytest.mark.timeout(180)
 def test_killed_while_handing_over(kept: Kept) -> None:
-    load = Load(kept.path, LOAD)
-    try:
-        for point in failpoint.HANDOVER:
-            kept.arm(point)
-            kept.replace(signal.SIGKILL)
-            ended = kept.send(signal.SIGUSR2)
-            kept.await_death(point)
-            kept.await_served(ended)
-            load.compare()
-        load.stop()
-    finally:
-        load.kill()
-    load.verify(kept.path)
-    kept.check()
+    def die_at(point: str) -> None:
+        kept.arm(point)
+        kept.replace(signal.SIGKILL)
+        ended = kept.send(signal.SIGUSR2)
+        kept.await_death(point)
+        kept.await_served(ended)
+
+    killed_at(kept, failpoint.HANDOVER, die_at)
 
 
 @pytest.mark.timeout(180)

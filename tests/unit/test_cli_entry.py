@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from jfsd import __version__
 from jfsd.cli import main
 from jfsd.cli.entry import VERBS, jfsd
-from jfsd.cli.options import flag_options, settings_of
+from jfsd.cli.options import flag_options, given_options
 from jfsd.config.credentials import password_of
 from jfsd.config.document import EXIT_CODES
 from jfsd.config.flags import MOUNT_FLAGS
-from jfsd.config.settings import MountSettings
+from jfsd.config.settings import MountSettings, settings_from
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.object.base import StoreRefusedError
 
@@ -45,7 +45,7 @@ def parse(*arguments):
     @click.command()
     @flag_options(MOUNT_FLAGS)
     def command(**parameters):
-        found.append(settings_of(parameters))
+        found.append(settings_from(given_options(parameters)))
 
     command.main(list(arguments), standalone_mode=False)
     return found[0]
