@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from jfsd.types import Ino
 
 
@@ -57,6 +59,11 @@ class Keys:
     def attr(self, ino: Ino) -> bytes:
         """Attribute record of a node (string)."""
         return b"%si%d" % (self.prefix, ino)
+
+    def attrs(self, inos: Iterable[Ino]) -> list[bytes]:
+        """Attribute records of many nodes."""
+        prefix = self.prefix
+        return [b"%si%d" % (prefix, ino) for ino in inos]
 
     def directory(self, ino: Ino) -> bytes:
         """Entries of a directory (hash); absent when empty."""

@@ -438,7 +438,7 @@ class Names(Engine):
         """Return the raw attribute records of many nodes; None where one is missing."""
         result: list[bytes | None] = []
         for start in range(0, len(inos), ATTR_BATCH):
-            keys = [self.keys.attr(ino) for ino in inos[start : start + ATTR_BATCH]]
+            keys = self.keys.attrs(inos[start : start + ATTR_BATCH])
             result += await self.connection.call("MGET", *keys)
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -30,6 +30,7 @@ _SEEN_MAX = 100_000
 _CLOSED_MAX = 10_000
 _REMOVED_MAX = 1000
 _TOUCHED_MAX = 1000
+_ALTERED_MAX = 4096
 
 
 def fail(code: int) -> NoReturn:
@@ -71,6 +72,10 @@ class Core:
         self._removed_dirs: OrderedDict[Ino, Attr] = OrderedDict()
         self._touched: OrderedDict[Ino, tuple[bytes, float]] = OrderedDict()
         """Records of directories as our own last change left them, and when that was."""
+        self._altered: OrderedDict[Ino, float] = OrderedDict()
+        """When attributes were last changed by an operation of ours, in the order of that."""
+        self._altered_before_s = 0.0
+        """Changes up to this time may be missing in `_altered`."""
         self._closed: OrderedDict[Ino, tuple[Attr, float]] = OrderedDict()
         """Attributes of files closed lately and when they were true; empty without open cache."""
         meta.touched = self.note_touched
@@ -145,6 +150,7 @@ class Core:
     def committed(self, ino: Ino, attr: Attr) -> None:
         """Note that our own writes made `attr` (the writer calls this at each commit)."""
         self.note_contents(ino, attr)
+        self.note_altered(ino)
         inode = self.handles.find(ino)
         if inode is not None:
             inode.attr, inode.seen_s = attr, monotonic_s()
@@ -178,12 +184,38 @@ class Core:
             return await self.meta.getattr(ino)
 
     def note_touched(self, ino: Ino, record: bytes | None) -> None:
-        """Remember a directory as an operation of ours has left it; None is not known."""
+        """Remember a node that an operation of ours has changed.
+
+        Args:
+            ino: The node.
+            record: What a directory's attributes are now; None is not known.
+        """
+        self.note_altered(ino)
         self._touched.pop(ino, None)
         if record is not None and self.options.attr_timeout_s:
             self._touched[ino] = record, monotonic_s()
             if len(self._touched) > _TOUCHED_MAX:
                 self._touched.popitem(last=False)
+
+    def note_altered(self, ino: Ino) -> None:
+        """Remember that an operation of ours has changed attributes of a node."""
+        altered = self._altered
+        altered.pop(ino, None)
+        altered[ino] = monotonic_s()
+        if len(altered) > _ALTERED_MAX:
+            _, self._altered_before_s = altered.popitem(last=False)
+
+    def altered_since(self, at_s: float, inos: Sequence[Ino]) -> bool:
+        """Return whether a program here may have changed one of the nodes since `at_s`."""
+        dirty = self.writer.dirty_inos
+        if self._altered_before_s >= at_s or (dirty and not dirty.isdisjoint(inos)):
+            return True
+        recent = set[Ino]()
+        for ino, when_s in reversed(self._altered.items()):
+            if when_s < at_s:
+                break
+            recent.add(ino)
+        return bool(recent) and not recent.isdisjoint(inos)
 
     def attr_valid_s(self, ino: Ino) -> float:
         """Return how long the kernel may use what `getattr` has just said of `ino`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -59,19 +60,39 @@ _NODE_TYPES = {
 
 
 @dataclass(slots=True, eq=False)
+class _Ahead:
+    """The page after cookie `after`, whose records were asked for at `at_s`."""
+
+    page: Page
+    after: int
+    at_s: float
+    records: asyncio.Task[list[bytes | None]]
+
+
+@dataclass(slots=True, eq=False)
 class _Listing:
-    """An open directory: `page` holds the entries after cookie `after`, fetched at `at_s`."""
+    """An open directory: `page` holds the entries after cookie `after`, fetched at `at_s`.
+
+    `ahead` is the page behind that one, once somebody is about to need it.
+    """
 
     ino: Ino
     snapshot: Snapshot | None = None
     page: Page = NO_ENTRIES
     after: int = 0
     at_s: float = 0.0
+    ahead: _Ahead | None = None
 
     def covers(self, cookie: int) -> bool:
         """Return whether the page has the entry that follows `cookie`."""
         cookies = self.page.cookies
         return bool(cookies) and self.after <= cookie < cookies[-1]
+
+    def forget_ahead(self) -> None:
+        """Let go of what was asked for ahead."""
+        if self.ahead is not None:
+            self.ahead.records.cancel()
+            self.ahead = None
 
 
 class NameOps(Core):
@@ -205,6 +226,7 @@ class NameOps(Core):
         """Add another name for a file."""
         self.check_new_name(parent, name)
         attr = await self.meta.link(caller, ino, self.volume_ino(parent), name)
+        self.note_touched(ino, None)
         inode = self.handles.find(ino)
         if inode is not None:
             inode.sustained = False  # a file without a name (O_TMPFILE) has one now
@@ -239,26 +261,60 @@ class NameOps(Core):
         if cookie == 0:
             listing.snapshot, listing.page = None, NO_ENTRIES
         page = listing.page
-        if not listing.covers(cookie) or (plus and not self._attributes_good(listing)):
-            at_s = monotonic_s()
-            page = await self._fetch(listing, cookie, plus=plus)
+        good = not plus or (page.records is not None and self._attributes_good(page, listing.at_s))
+        if not good or not listing.covers(cookie):
+            at_s, page = await self._fetch(listing, cookie, plus=plus)
             listing.page, listing.after, listing.at_s = page, cookie, at_s
-        return page, place_after(page, cookie)
+        start = place_after(page, cookie)
+        if plus and cookie and start * 2 >= len(page.cookies):
+            self._fetch_ahead(listing)
+        return page, start
 
     async def releasedir(self, fh: int) -> None:
         """Forget the listing."""
-        self._listings.pop(fh, None)
+        listing = self._listings.pop(fh, None)
+        if listing is not None:
+            listing.forget_ahead()
 
     async def fsyncdir(self, fh: int) -> None:
         """Return; every change of a directory is in Redis before it is answered."""
 
-    def _attributes_good(self, listing: _Listing) -> bool:
-        if listing.page.records is None:
-            return False
-        return monotonic_s() - listing.at_s <= self.options.attr_timeout_s
+    def _attributes_good(self, page: Page, at_s: float) -> bool:
+        """Return whether attributes of `at_s` may be shown.
 
-    async def _fetch(self, listing: _Listing, cookie: int, *, plus: bool) -> Page:
-        """Return entries after `cookie`, from the snapshot of the listing or a new one."""
+        The kernel takes them for newer than those that it got with the answer to a change.
+        """
+        if monotonic_s() - at_s > self.options.attr_timeout_s:
+            return False
+        return not self.altered_since(at_s, page.inos)
+
+    async def _fetch(self, listing: _Listing, cookie: int, *, plus: bool) -> tuple[float, Page]:
+        """Return entries after `cookie`, from the snapshot of the listing or a new one.
+
+        And how old their attributes may be: since when, on the monotonic clock.
+        """
+        at_s, ahead = monotonic_s(), listing.ahead
+        if (
+            plus
+            and ahead is not None
+            and ahead.after == cookie
+            and self._attributes_good(ahead.page, ahead.at_s)
+        ):
+            listing.ahead = None
+            at_s, page, records = ahead.at_s, ahead.page, await ahead.records
+        else:
+            listing.forget_ahead()
+            page = await self._entries(listing, cookie)
+            records = await self.meta.records(page.inos) if plus and page.inos else []
+        if plus:
+            await self._bring_up_to_date(page, records)
+            page = page._replace(records=records)
+        if cookie < COOKIE_DOTDOT:
+            page = await self._with_dots(listing.ino, cookie, page)
+        return at_s, page
+
+    async def _entries(self, listing: _Listing, cookie: int) -> Page:
+        """Return entries after `cookie`, without their attributes."""
         snapshot = listing.snapshot
         if snapshot is None:
             snapshot = Snapshot()
@@ -269,14 +325,18 @@ class NameOps(Core):
                     raise damaged("directory entry") from error
             listing.snapshot = snapshot  # another listing of the directory may forget it again
         batch = _BATCH if cookie else _FIRST_BATCH
-        page = Page(*snapshot.after(max(cookie, COOKIE_DOTDOT), batch), None)
-        if plus:
-            records = await self.meta.records(page.inos) if page.inos else []
-            await self._bring_up_to_date(page, records)
-            page = page._replace(records=records)
-        if cookie < COOKIE_DOTDOT:
-            page = await self._with_dots(listing.ino, cookie, page)
-        return page
+        return Page(*snapshot.after(max(cookie, COOKIE_DOTDOT), batch), None)
+
+    def _fetch_ahead(self, listing: _Listing) -> None:
+        """Ask for the page behind this one while the kernel still takes entries from it."""
+        if listing.ahead is not None or listing.snapshot is None or not listing.page.cookies:
+            return
+        after = listing.page.cookies[-1]
+        page = Page(*listing.snapshot.after(max(after, COOKIE_DOTDOT), _BATCH), None)
+        if page.inos:
+            records = asyncio.ensure_future(self.meta.records(page.inos))
+            records.add_done_callback(_noticed)
+            listing.ahead = _Ahead(page, after, monotonic_s(), records)
 
     async def _bring_up_to_date(self, page: Page, records: list[bytes | None]) -> None:
         """Let records say what `shown` says, where that may be another thing."""
@@ -334,7 +394,14 @@ class NameOps(Core):
     async def _removed(self, ino: Ino, sustained: bool, freed: bool) -> None:
         """Keep a file that lost its last name until its last handle here is closed."""
         self._closed.pop(ino, None)
+        self.note_altered(ino)
         if freed:
             self.writer.discard(ino)
         elif sustained and not self.handles.sustain(ino):
             await self.meta.release_sustained(ino)
+
+
+def _noticed(records: asyncio.Task[list[bytes | None]]) -> None:
+    """Let an error that nobody waits for any more not be reported as never retrieved."""
+    if not records.cancelled():
+        records.exception()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
 import threading
+import time
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -192,3 +195,31 @@ def test_many_entries(volume: Volume) -> None:
     mounted = volume.remount(mounted)
     assert len({e.stat(follow_symlinks=False).st_ino for e in os.scandir(top)}) == MANY
     mounted.unmount()
+
+
+def test_a_listing_under_way_takes_back_no_change(work: Path) -> None:
+    """What is changed here meanwhile is not undone by attributes that were read before."""
+    for index in range(1500):
+        (work / f"f{index}").touch()
+    time.sleep(1.2)  # the attributes of creation expire
+    listing = os.scandir(work)
+    for entry in islice(listing, 700):  # all with attributes, and more of these are on their way
+        entry.stat()
+    appended = [
+        os.open(work / f"f{index}", os.O_WRONLY | os.O_APPEND) for index in range(0, 1500, 50)
+    ]
+    for fd in appended:
+        os.write(fd, b"one ")
+    for index in range(1, 1500, 50):
+        os.chmod(work / f"f{index}", 0o751)
+        os.link(work / f"f{index + 1}", work / f"link{index + 1}")
+    for _ in listing:
+        pass
+    for fd in appended:
+        os.write(fd, b"two")
+        os.close(fd)
+    for index in range(0, 1500, 50):
+        assert (work / f"f{index}").read_bytes() == b"one two"
+        assert stat.S_IMODE(os.stat(work / f"f{index + 1}").st_mode) == 0o751
+        assert os.stat(work / f"f{index + 2}").st_nlink == 2
+    listing.close()
