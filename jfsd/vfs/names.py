@@ -99,6 +99,8 @@ class NameOps(Core):
     """Everything that reads or changes directory entries."""
 
     _listings: dict[int, _Listing]
+    _attributes_used = False
+    """Whether who went on with a listing last went on to use attributes; the next probably will."""
 
     async def lookup(self, caller: Caller, parent: Ino, name: bytes) -> Node:  # noqa: ARG002
         """Return the node that `name` in `parent` stands for.
@@ -266,7 +268,9 @@ class NameOps(Core):
             at_s, page = await self._fetch(listing, cookie, plus=plus)
             listing.page, listing.after, listing.at_s = page, cookie, at_s
         start = place_after(page, cookie)
-        if plus and cookie and start * 2 >= len(page.cookies):
+        if cookie > COOKIE_DOTDOT:
+            self._attributes_used = plus
+        if plus and self._attributes_used and (start * 2 >= len(page.cookies) or not cookie):
             self._fetch_ahead(listing)
         return page, start
 
@@ -293,7 +297,7 @@ class NameOps(Core):
 
         And how old their attributes may be: since when, on the monotonic clock.
         """
-        at_s, ahead = monotonic_s(), listing.ahead
+        at_s, ahead, own = monotonic_s(), listing.ahead, None
         if (
             plus
             and ahead is not None
@@ -304,14 +308,16 @@ class NameOps(Core):
             at_s, page, records = ahead.at_s, ahead.page, await ahead.records
         else:
             listing.forget_ahead()
-            page = await self._entries(listing, cookie)
+            if cookie < COOKIE_DOTDOT:
+                itself = self.attr_of(self.volume_ino(listing.ino))
+                page, own = await asyncio.gather(self._entries(listing, cookie), itself)
+            else:
+                page = await self._entries(listing, cookie)
             records = await self.meta.records(page.inos) if plus and page.inos else []
         if plus:
             await self._bring_up_to_date(page, records)
             page = page._replace(records=records)
-        if cookie < COOKIE_DOTDOT:
-            page = await self._with_dots(listing.ino, cookie, page)
-        return at_s, page
+        return at_s, page if own is None else self._with_dots(listing.ino, own, cookie, page)
 
     async def _entries(self, listing: _Listing, cookie: int) -> Page:
         """Return entries after `cookie`, without their attributes."""
@@ -353,9 +359,8 @@ class NameOps(Core):
             attr = blank_attr(NodeType(page.types[i])) if record is None else decode_attr(record)
             records[i] = encode_attr((await self._node(ino, attr)).attr)
 
-    async def _with_dots(self, ino: Ino, cookie: int, page: Page) -> Page:
+    def _with_dots(self, ino: Ino, attr: Attr, cookie: int, page: Page) -> Page:
         """Return the page with "." and ".." before it, or only the latter after a cookie."""
-        attr = await self.attr_of(self.volume_ino(ino))
         above = ino if ino == ROOT_INO else self.kernel_ino(attr.parent)
         first = 0 if cookie < COOKIE_DOT else 1
         return Page(

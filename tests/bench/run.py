@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from bench.workloads import Rates
     from support.clients import Client, Mounted
 
+class PlainJuiceFS(JuiceFS):
+    """The reference as people run it: whatever costs or saves a request is at its default."""
+
+    def mount_flags(self) -> list[str]:
+        """No reports to anybody, and no backup that would fall into a measurement."""
+        return ["--no-usage-report", "--no-agent", "--backup-meta", "0"]
+
+
 Found = dict[str, dict[str, list[float]]]
 """Figure to program to its values, one for each round."""
 
@@ -95,7 +103,7 @@ class Bed:
         self.session = session
         self.redis = RedisServer(session)
         self.weed = WeedServer(session) if kind == "s3" else None
-        self.clients: list[Client] = [Jfsd(session), JuiceFS(session)]
+        self.clients: list[Client] = [Jfsd(session), PlainJuiceFS(session)]
         for db, client in enumerate(self.clients):
             weed = self.weed
             storage = (
