@@ -22,7 +22,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from bench.workloads import Rates
     from support.clients import Client, Mounted
 
+
 class PlainJuiceFS(JuiceFS):
     """The reference as people run it: whatever costs or saves a request is at its default."""
 
@@ -55,17 +56,17 @@ Found = dict[str, dict[str, list[float]]]
 FIRST_INO = 1 << 40
 DELAYS_MS = (0, 1, 5)
 PROGRAMS = (1, 16, 256)
+CLIENTS = 10
 
 
-def isolated(workload: Callable[[Path], Rates], mounted: Mounted, top: Path) -> Rates:
+def isolated(workload: Callable[[Any], Rates], servers: list[int], top: Path | list[Path]) -> Rates:
     """Run a workload in a process of its own and return its rates."""
     reader, writer = os.pipe()
-    pids = mounted.pids()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            workloads.SERVERS[:] = pids
+            workloads.SERVERS[:] = servers
             os.write(writer, json.dumps(workload(top)).encode())
             status = 0
         finally:
@@ -89,7 +90,7 @@ def compare(
             for who in order:
                 top = mounted[who].path / f"{name}{number}"
                 top.mkdir()
-                for figure, value in isolated(job, mounted[who], top).items():
+                for figure, value in isolated(job, mounted[who].pids(), top).items():
                     found.setdefault(figure, {}).setdefault(who, []).append(value)
                 if sys.stderr.isatty():
                     print(f"  round {number + 1} of {rounds}: {name} {who}", file=sys.stderr)
@@ -159,18 +160,37 @@ def growth(bed: Bed, found: Found, arguments: argparse.Namespace) -> None:
             with bed.redis.client(db) as client:
                 scaling.populate(client, top.stat().st_ino, entries, FIRST_INO + entries)
             job = partial(scaling.in_directory, entries=entries, times=times)
-            for figure, value in isolated(job, one, top).items():
+            for figure, value in isolated(job, one.pids(), top).items():
                 found.setdefault(figure, {}).setdefault(who, []).append(value)
     for count in PROGRAMS:
         job = partial(scaling.programs, count=count, files=times * 4)
         compare(found, mounted, {f"programs{count}-": job}, rounds)
+    for mib in (1, 256) if arguments.short else (1, 10 << 10):
+        job = partial(scaling.in_file, mib=mib, times=times * 5)
+        compare(found, mounted, {f"file{mib}-": job}, 1)
     bed.unmount(mounted)
+    beside_each_other(bed, found, times * 10)
     for delay_ms in DELAYS_MS:
         with SlowLine(bed.redis.socket, delay_ms / 1000) as line:
             mounted = bed.mount(line)
             job = partial(scaling.delayed, delay_ms=delay_ms, times=times // 2)
             compare(found, mounted, {f"delay{delay_ms}-": job}, rounds)
             bed.unmount(mounted)
+
+
+def beside_each_other(bed: Bed, found: Found, files: int) -> None:
+    """Mount one volume many times, by one program and then by the other."""
+    for db, client in enumerate(bed.clients):
+        mounted = [
+            client.mount(bed.redis.url(db), bed.session.directory("m")) for _ in range(CLIENTS)
+        ]
+        shared = [one.path / "shared" for one in mounted]
+        shared[0].mkdir()
+        job = partial(scaling.clients, files=files)
+        pids = [pid for one in mounted for pid in one.pids()]
+        for figure, value in isolated(job, pids, shared).items():
+            found.setdefault(figure, {}).setdefault(client.name, []).append(value)
+        bed.unmount({str(one.path): one for one in mounted})
 
 
 def lives(bed: Bed, found: Found, arguments: argparse.Namespace) -> None:

@@ -1,13 +1,14 @@
-"""How cost grows: with entries of a directory, with programs at once, with the way to Redis."""
+"""How cost grows: with entries, with bytes, with programs, with clients, with the way to Redis."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.workloads import CACHES_EXPIRE_S, Rates, at_once, timed
+from bench.workloads import CACHES_EXPIRE_S, MIB, Rates, at_once, forget, timed
 
 from jfsd.meta.codec import encode_attr, encode_entry
 from jfsd.types import Attr, NodeType
@@ -48,6 +49,63 @@ def in_directory(top: Path, entries: int, times: int) -> Rates:
     timed(rates, f"stat among {entries} /s", lambda: [os.stat(path) for path in some], times)
     timed(rates, f"create among {entries} /s", create, times)
     timed(rates, f"readdir of {entries} entries/s", lambda: os.listdir(top), entries)
+    return rates
+
+
+def in_file(top: Path, mib: int, times: int) -> Rates:
+    """Write a file of so many MiB, then read, change and extend it here and there."""
+    path, block, page = top / "large", os.urandom(MIB), os.urandom(4096)
+    rng = random.Random(1)
+    places = [rng.randrange(mib * MIB // 4096) * 4096 for _ in range(times)]
+    rates: Rates = {}
+
+    def write() -> None:
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        for _ in range(mib):
+            os.write(fd, block)
+        os.fsync(fd)
+        os.close(fd)
+
+    def read() -> None:
+        fd = os.open(path, os.O_RDONLY)
+        for place in places:
+            os.pread(fd, 4096, place)
+        os.close(fd)
+
+    def change(flags: int) -> None:
+        for place in places[::10]:
+            fd = os.open(path, os.O_WRONLY | flags)
+            os.pwrite(fd, page, place) if not flags else os.write(fd, page)
+            os.close(fd)
+
+    timed(rates, f"write of a file of {mib} MiB, MiB/s", write, mib)
+    forget(path)
+    timed(rates, f"random read in {mib} MiB /s", read, times)
+    timed(rates, f"open, write 4 KiB, close in {mib} MiB /s", partial(change, 0), times // 10)
+    timed(rates, f"append 4 KiB to {mib} MiB /s", partial(change, os.O_APPEND), times // 10)
+    path.unlink()
+    return rates
+
+
+def clients(tops: list[Path], files: int) -> Rates:
+    """Let a program on each mount of one volume create and remove files in one directory."""
+    each = files // len(tops)
+    rates: Rates = {}
+
+    def path(who: int, index: int) -> str:
+        return f"{tops[who]}/c{who}-{index}"
+
+    def create(who: int) -> None:
+        for index in range(each):
+            os.close(os.open(path(who, index), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+    def unlink(who: int) -> None:
+        for index in range(each):
+            os.unlink(path(who, index))
+
+    for job in (create, unlink):
+        name = f"{job.__name__}, {len(tops)} clients in one directory /s"
+        timed(rates, name, partial(at_once, len(tops), job), each * len(tops))
     return rates
 
 
