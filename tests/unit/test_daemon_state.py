@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -9,6 +10,8 @@ import random
 import signal
 import struct
 import threading
+import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -26,6 +29,7 @@ from jfsd.daemon.takeover import Takeover
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+RECORDED = Path(__file__).parent / "recorded"
 HEADER = Header("0123456789abcdef", "uuid", "/mnt/x", "0:40", 4 << 20, init_in=b"\0in", sid=7)
 
 
@@ -39,6 +43,16 @@ def state() -> Iterator[State]:
 
 def reread(state: State) -> State:
     return State.load(state.fd)
+
+
+def recorded(name: str) -> int:
+    """Return a memory file with what a server of an earlier version left."""
+    saved = json.loads((RECORDED / name).read_text())
+    fd = os.memfd_create("jfsd-state")
+    os.ftruncate(fd, saved["size"])
+    for at, page in saved["pages"].items():
+        os.pwrite(fd, zlib.decompress(base64.b64decode(page)), int(at))
+    return fd
 
 
 def slice_of(seq: int, length: int = 5, slots: tuple[int, ...] = (3,)) -> SliceRecord:
@@ -336,3 +350,35 @@ def test_the_state_of_another_program_is_named(state: State) -> None:
     os.pwrite(state.fd, head + text, 65536)
     with pytest.raises(StateError, match="another program"):
         reread(state)
+
+
+@pytest.mark.promise(3)
+def test_the_state_of_the_first_version_is_read() -> None:
+    """Recorded from a server of the first layout, with writes that Redis had not heard of."""
+    fd = recorded("state-layout-1.json")
+    state = State.load(fd)
+    try:
+        header = state.header
+        assert header.mountpoint == "/tmp/recorded/m"
+        assert (header.sid, header.generation, header.sealed) == (1, 1, False)
+        assert (header.block_size, len(header.init_in), len(header.init_out)) == (4 << 20, 104, 80)
+        assert header.options == {
+            "-o": "", "--read-only": "false", "--subdir": "", "--enable-xattr": "true",
+        }  # fmt: skip
+        appended, plain, locked, gone, reading = sorted(state.files(), key=lambda f: f.fh)
+        assert [f.ino for f in (appended, plain, locked, gone, reading)] == [2, 3, 4, 5, 3]
+        assert [f.fh for f in (appended, plain, locked, gone, reading)] == [1, 2, 3, 4, 5]
+        assert appended.flags & os.O_APPEND
+        assert reading.flags & os.O_ACCMODE == os.O_RDONLY
+        assert [fh for fh, _ in state.locks()] == [locked.fh]
+        assert [(s.ino, s.chunk, s.pos, s.length, s.id, s.slots) for s in state.slices()] == [
+            (5, 0, 0, 4, 0, (0,)),
+            (2, 0, 0, 10000, 0, (1,)),
+            (3, 0, 0, 4096, 0, (2,)),
+            (3, 1, 36 << 20, 5000, 0, (3,)),
+            (3, 0, 8192, 4096, 0, (4,)),
+        ]
+        assert not list(state.drafts())
+    finally:
+        state.close()
+        os.close(fd)
