@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 
 import click
 
@@ -34,10 +35,10 @@ def command(mountpoint: str, force: bool) -> None:
     from jfsd.fuse import mount as mounting  # noqa: PLC0415
 
     place = mounting.resolve(mountpoint)
-    record = find(place)
+    record, mounted = find(place), mounting.find(place)
     mounting.umount(place, lazy=force)
-    if record is not None and not force:
-        _await_end(record)
+    if record is not None and mounted is not None and not force:
+        _await_end(record, lambda: mounting.kept_by(mounted.device))
     if record is not None and not _alive(record.pid):
         _tell_failure(place, record)
         unregister(place, record.pid)
@@ -53,8 +54,8 @@ def _tell_failure(place: str, record: MountRecord) -> None:
         raise error
 
 
-def _await_end(record: MountRecord) -> None:
-    """Return when the server has ended; says so if that takes long."""
+def _await_end(record: MountRecord, kept_by: Callable[[], int | None]) -> None:
+    """Return when the server has ended; says why if that takes long."""
     try:
         descriptor = os.pidfd_open(record.pid)
     except ProcessLookupError:
@@ -65,7 +66,13 @@ def _await_end(record: MountRecord) -> None:
         if poll.poll(_PATIENCE_S * 1000):
             return
         started = time.monotonic() - _PATIENCE_S
-        click.echo(f"jfsd: waiting for {record.name} to store what was written", err=True)
+        elsewhere = kept_by()
+        reason = (
+            "to store what was written"
+            if elsewhere is None
+            else f"to be unmounted in the mount namespace of process {elsewhere}, too"
+        )
+        click.echo(f"jfsd: waiting for {record.name} {reason}", err=True)
         poll.poll()
         click.echo(f"jfsd: done after {time.monotonic() - started:.0f} s", err=True)
     finally:

@@ -82,6 +82,24 @@ def find(path: str) -> Entry | None:
     return next((entry for entry in reversed(mounts()) if entry.path == path), None)
 
 
+def kept_by(device: str) -> int | None:
+    """Return a process in whose mount namespace something of `device` is still mounted.
+
+    None if there is none, or none that this user may see. A mount is not gone before it is
+    gone from every namespace: containers keep copies of what was mounted when they started.
+    """
+    seen = set[str]()
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        with suppress(OSError):
+            namespace = str((process / "ns/mnt").readlink())
+            if namespace not in seen:
+                seen.add(namespace)
+                text = (process / "mountinfo").read_text("utf-8", "surrogateescape")
+                if any(_entry(line).device == device for line in text.splitlines()):
+                    return int(process.name)
+    return None
+
+
 def resolve(path: str) -> str:
     """Return `path` absolute and without symbolic links, never looking into its last mount.
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import time
+from subprocess import PIPE
 
 import pytest
 from support import mounts
@@ -189,6 +190,24 @@ def test_umount_force_detaches_a_busy_mount_and_open_files_go_on(jfsd, volume, m
     assert mounted.service.wait(30) == 0
     again = volume.mount()
     assert (again.path / "file").read_bytes() == b"before after"
+
+
+def test_umount_says_who_else_has_the_mount(mounted, jfsd):
+    """A mount namespace made meanwhile has a copy; the server ends after the last one."""
+    script = 'mount --make-rprivate / && echo ready && read -r _ && umount "$0" && echo done'
+    argv = ["unshare", "--mount", "sh", "-euc", script, mounted.path]
+    with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        umount = subprocess.Popen(
+            [jfsd.binary, "umount", mounted.path], stderr=PIPE, text=True, env=jfsd.env()
+        )
+        line = umount.stderr.readline()
+        assert "to be unmounted in the mount namespace of process" in line
+        assert str(other.pid) in line
+        other.communicate("\n", timeout=30)
+        umount.communicate(timeout=60)
+    assert umount.returncode == 0
+    assert mounted.service.returncode() == 0
 
 
 def test_umount_twice_is_refused(jfsd, mounted):
