@@ -248,7 +248,8 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Change those attributes that `fields` names."""
         caller = _writer(ctx)
-        atime_now, mtime_now = abi.setattr_now(native.body())
+        body = native.body()
+        atime_now, mtime_now = abi.setattr_now(body)
         atime_ns = NOW_NS if atime_now else attr.st_atime_ns
         mtime_ns = NOW_NS if mtime_now else attr.st_mtime_ns
         changes = SetAttr(
@@ -258,6 +259,7 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             atime_ns=atime_ns if fields.update_atime else None,
             mtime_ns=mtime_ns if fields.update_mtime else None,
+            drop_privileges=abi.setattr_drops_privileges(body),
         )
         return self._attributes(inode, await self._vfs.setattr(caller, inode, changes, fh))
 
@@ -343,6 +345,8 @@ class Operations(pyfuse3.Operations):
             request = abi.copy_request(native.body())
             return await self._vfs.copy_file_range(_native_writer(), *request)
         payload = native.payload()
+        if abi.write_drops_privileges(native.body()):
+            await self._vfs.drop_privileges(fh)
         WRITE_SIZES.observe(len(payload))
         if self._payloads is None:
             return await self._vfs.write(fh, off, payload)

@@ -38,11 +38,13 @@ _ADD = (
     | abi.INIT_ASYNC_DIO
     | abi.INIT_CACHE_SYMLINKS
     | abi.INIT_DIRECT_IO_ALLOW_MMAP
+    | abi.INIT_HANDLE_KILLPRIV_V2
 )
 _ALL_FLAGS = (1 << 64) - 1
-_DROP = abi.INIT_ATOMIC_O_TRUNC | abi.INIT_HANDLE_KILLPRIV | abi.INIT_HANDLE_KILLPRIV_V2
-"""Truncation at open comes as a request of its own (it can then be repeated), and the
-kernel removes setuid and setgid bits by setattr."""
+_DROP = abi.INIT_ATOMIC_O_TRUNC | abi.INIT_HANDLE_KILLPRIV
+"""Truncation at open comes as a request of its own (it can then be repeated). Setuid and
+setgid bits are removed by us where a request says so: a kernel that does it itself asks for
+an extended attribute before every write (before Linux 5.12 it does)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NoReturn
@@ -28,6 +29,8 @@ from jfsd.vfs.locks import LockOps
 from jfsd.vfs.ports import Opened, SetAttr, StatFs
 from jfsd.vfs.seek import next_data, next_hole
 
+_DAEMON = Caller(0, 0)
+_SGID_EXECUTED = stat.S_ISGID | stat.S_IXGRP
 _TO_EBADF = frozenset((errno.ENOENT, errno.EPERM, errno.EINVAL))
 """Errors of a commit that mean, to a program, that its descriptor is no good (format.md §9.11)."""
 
@@ -58,7 +61,9 @@ class FileOps(LockOps):
         if changes.size is not None:
             async with self._by_path(ino):
                 attr = await self._truncate(caller, ino, changes.size, fh is not None)
-        rest = changes._replace(size=None)
+                if changes.drop_privileges:
+                    attr = await self._drop_privileges(ino, attr)
+        rest = changes._replace(size=None, drop_privileges=False)
         if attr is None or rest != SetAttr():
             async with self._by_path(ino):
                 attr = await self.meta.setattr(
@@ -128,6 +133,11 @@ class FileOps(LockOps):
             raise _as_ebadf(error) from error
         return len(data)
 
+    async def drop_privileges(self, fh: int) -> None:
+        """Clear setuid, and setgid if the group may execute: the contents will change."""
+        inode = self.handles.get(fh).inode
+        await self._drop_privileges(inode.ino, inode.attr)
+
     async def flush(self, caller: Caller, fh: int, lock_owner: int) -> None:  # noqa: ARG002
         """Return when what was written is stored; drop the closing owner's POSIX locks."""
         handle = self.handles.get(fh)
@@ -174,6 +184,8 @@ class FileOps(LockOps):
         await self._flush(handle)
         attr = await self.meta.fallocate(caller, handle.ino, mode, off, length)
         self._changed(handle.ino, attr)
+        if caller.uid:
+            await self._drop_privileges(handle.ino, attr)
 
     async def lseek(self, fh: int, off: int, whence: int) -> int:
         """Return the next offset of data (SEEK_DATA) or of a hole (SEEK_HOLE).
@@ -219,6 +231,8 @@ class FileOps(LockOps):
         )
         if attr is not None:
             self._changed(target.ino, attr)
+            if caller.uid:
+                await self._drop_privileges(target.ino, attr)
         return copied
 
     async def statfs(self, ino: Ino) -> StatFs:  # noqa: ARG002
@@ -265,6 +279,16 @@ class FileOps(LockOps):
         self._changed(ino, attr)
         return attr
 
+    async def _drop_privileges(self, ino: Ino, attr: Attr) -> Attr:
+        """Clear the bits that a change of the contents clears; return the attributes then."""
+        if not _privileged(attr):
+            return attr
+        mode = attr.mode & ~(stat.S_ISUID | (stat.S_ISGID if attr.mode & stat.S_IXGRP else 0))
+        attr = await self.meta.setattr(_DAEMON, ino, mode=mode, through_handle=True)
+        self.note_touched(ino, None)
+        self._keep_pages(ino, attr)
+        return attr
+
     def _changed(self, ino: Ino, attr: Attr) -> None:
         """Note a change of contents that we made ourselves, past the writer."""
         self.committed(ino, attr)
@@ -286,3 +310,9 @@ def _as_ebadf(error: OSError) -> OSError:
     if error.errno in _TO_EBADF:
         return OSError(errno.EBADF, os.strerror(errno.EBADF))
     return error
+
+
+def _privileged(attr: Attr) -> bool:
+    """Return whether the mode has bits that a change of the contents clears."""
+    mode = attr.mode
+    return bool(mode & stat.S_ISUID) or mode & _SGID_EXECUTED == _SGID_EXECUTED

@@ -29,6 +29,8 @@ class SetAttr(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    drop_privileges: bool = False
+    """Clear setuid and setgid bits, too, as a change of the contents does."""
 
 
 class StatFs(NamedTuple):

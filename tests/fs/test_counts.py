@@ -51,7 +51,7 @@ EXPECTED = {
     "write 16 KiB": Cost(fuse=7, turns=3, commands=3, objects=1),
     "read 16 KiB": Cost(fuse=5, turns=2, commands=2, objects=0),
     "open, close": Cost(fuse=3, turns=1, commands=1, objects=0),
-    "write 1 MiB more": Cost(fuse=2, turns=0, commands=0, objects=0.25),
+    "write 1 MiB more": Cost(fuse=1, turns=0, commands=0, objects=0.25),
     "list 80": Cost(fuse=5, turns=4, commands=4, objects=0),
     "unlink": Cost(fuse=3, turns=2, commands=3, objects=0),
 }
