@@ -391,15 +391,25 @@ def test_setuid_bits_fall_when_others_write_or_own(work: Path, ref: Path) -> Non
             with open(path, "r+b", buffering=0) as file:
                 file.write(b"x")
 
+        def allocate(path: bytes) -> None:
+            with open(path, "r+b", buffering=0) as file:
+                os.posix_fallocate(file.fileno(), 0, 10_000)
+
+        def copy(path: bytes) -> None:
+            with open(path, "r+b", buffering=0) as file:
+                os.copy_file_range(file.fileno(), file.fileno(), 3, 0, 4)
+
         for mode in (0o6777, 0o2775, 0o4711, 0o4766):
-            for name in (f"w{mode}", f"t{mode}", f"c{mode}", f"r{mode}"):
+            for name in (f"{kind}{mode}" for kind in "wtcrfx"):
                 lab.make(name, b"content", mode)
                 os.chmod(lab.path(name), mode)
             lab.do_as(999, write, f"w{mode}")
             lab.do_as(999, lambda p: os.truncate(p, 2), f"t{mode}")
+            lab.do_as(999, allocate, f"f{mode}")
+            lab.do_as(999, copy, f"x{mode}")
             lab.do(os.chown, f"c{mode}", 7, 7)
             write(lab.path(f"r{mode}"))
-            for kind in "wtcr":
+            for kind in "wtcrfx":
                 lab.do(os.stat, f"{kind}{mode}")
 
     compare(case, work, ref)
