@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -q
 ARGS   ?=
 
 # What the installed environment is made from; when one of these changes it is installed again.
-SETUP_SOURCES := pyproject.toml constraints.txt $(wildcard setup.py jfsd/fuse/*.c jfsd/fuse/*.h)
+SETUP_SOURCES := pyproject.toml constraints.txt $(wildcard setup.py jfsd/*/*.c jfsd/fuse/*.h)
 STAMP := $(VENV)/.stamp
 
 .PHONY: help run test test-unit test-component test-fs test-interop test-system deb rpm check docs fmt bench setup packages clean
@@ -78,6 +78,6 @@ $(STAMP): $(SETUP_SOURCES) | packages
 	touch $@
 
 clean: ## Remove everything that was built or installed here
-	rm -rf $(VENV) build dist *.egg-info jfsd/fuse/*.so
+	rm -rf $(VENV) build dist *.egg-info jfsd/*/*.so
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,6 +23,12 @@ setup(
             extra_link_args=pkg_config("--libs"),
         ),
         Extension(
+            "jfsd.object._disk",
+            sources=["jfsd/object/_disk.c"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"],
+            extra_link_args=["-pthread"],
+        ),
+        Extension(
             "jfsd.vfs._listing",
             sources=["jfsd/vfs/_listing.c"],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from jfsd.object._disk import read_file_now
 from jfsd.object.base import (
     ObjectInfo,
     ObjectMissingError,
@@ -21,6 +22,7 @@ from jfsd.object.base import (
     StoreFullError,
     StoreRefusedError,
 )
+from jfsd.object.disk import Disk
 from jfsd.object.openfiles import OpenFiles
 from jfsd.object.tree import AbandonedError, ObjectTree, describe
 from jfsd.types import ReadableBuffer
@@ -45,13 +47,15 @@ class LocalStore:
     A durable put has synced the file, its name, and the directories that were made for it;
     any other leaves that to `settle`. The root itself is never made, because it may be a file
     system not mounted yet.
-    Each call takes one hop to a thread, or none if it reads what the page cache has.
+    Each call takes one hop to a native thread, or none if it reads what the page cache has.
+    Python threads do what is rare: durable puts, whatever stood in the way of another, listings.
     """
 
     def __init__(self, root: str, *, threads: int = 16) -> None:
         self.root = root
         self._tree = ObjectTree(root)
         self._open = OpenFiles()
+        self._disk = Disk(threads)
         self._threads = ThreadPoolExecutor(threads, "object")
         self._closed = False
 
@@ -67,31 +71,45 @@ class LocalStore:
 
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes of the object."""
-        path = self._path(key)
-        if length is None and offset == 0:
-            data = self._open.read_whole_now(path, _INLINE_BYTES)
-            if data is not None:
-                return data
-        if length is None or length > _INLINE_BYTES:
-            return await self._run(f"GET {key}", partial(self._tree.read, path, offset, length))
+        return await self._translate(f"GET {key}", self._get(self._path(key), offset, length))
+
+    async def _get(self, path: str, offset: int, length: int | None) -> bytes:
+        if length is None:
+            found = read_file_now(os.fsencode(path), _INLINE_BYTES) if offset == 0 else None
+            if isinstance(found, bytes):
+                return found
+            if found is None:
+                return await self._disk.read_rest(path, offset)
+            descriptor, size = found
+            return await self._disk.read_open(descriptor, 0, size)
+        if length > _INLINE_BYTES:
+            return await self._disk.read(path, offset, length)
         data = self._open.read_now(path, offset, length)
-        if data is not None:
-            return data
-        return await self._run(f"GET {key}", partial(self._open.read, path, offset, length))
+        if data is None:
+            data, descriptor, size = await self._disk.read_keeping(path, offset, length)
+            self._open.keep(path, descriptor, size)
+        return data
 
     async def put(self, key: str, body: ReadableBuffer, *, durable: bool = True) -> None:
         """Store the object under its name once it is whole."""
         path = self._path(key)
-        abandoned = False
         self._open.forget(path)
+        try:
+            await self._translate(f"PUT {key}", self._put(path, body, durable=durable))
+        finally:
+            self._open.forget(path)
+
+    async def _put(self, path: str, body: ReadableBuffer, *, durable: bool) -> None:
+        if not durable and self._tree.unnamed:
+            with suppress(OSError):  # the tree knows what to do, or fails likewise
+                return await self._disk.put(path, body)
+        abandoned = False
         write = partial(self._tree.write, path, body, lambda: abandoned, durable=durable)
         try:
-            await self._run(f"PUT {key}", write)
+            await self._in_thread(write)
         except asyncio.CancelledError:
             abandoned = True
             raise
-        finally:
-            self._open.forget(path)
 
     async def settle(self, keys: Collection[str] | None) -> None:
         """Sync the files and their names; with None the whole file system they are on.
@@ -111,18 +129,23 @@ class LocalStore:
         paths = sorted(map(self._path, keys))
         size = max(_SETTLE_TOGETHER, -(-len(paths) // _SETTLERS))
         parts = [paths[at : at + size] for at in range(0, len(paths), size)]
-        await asyncio.gather(
-            *(
-                self._run("SYNC", partial(self._tree.settle, part, lambda: self._closed))
-                for part in parts
-            )
-        )
+        if len(parts) == 1:
+            await self._translate("SYNC", self._settle_part(paths))
+            return
+        await asyncio.gather(*(self._translate("SYNC", self._settle_part(part)) for part in parts))
+
+    async def _settle_part(self, paths: list[str]) -> None:
+        directories = dict.fromkeys(os.path.dirname(path) for path in paths)  # noqa: PTH120
+        if self._tree.knows(directories):
+            await self._disk.settle([*paths, *directories])
+        else:
+            await self._in_thread(partial(self._tree.settle, paths, lambda: self._closed))
 
     async def delete(self, key: str) -> None:
         """Remove the file; its directory stays."""
         path = self._path(key)
         self._open.forget(path)
-        await self._run(f"DELETE {key}", partial(self._tree.delete, path))
+        await self._translate(f"DELETE {key}", self._disk.delete(path))
 
     async def head(self, key: str) -> ObjectInfo:
         """Return size and time of the object."""
@@ -145,6 +168,8 @@ class LocalStore:
     async def close(self) -> None:
         """Finish what is being written; what is being settled is left as it is."""
         self._closed = True
+        await self._disk.close()
+        await asyncio.sleep(0)  # what a native thread could not do goes to the others now
         await asyncio.to_thread(self._threads.shutdown)
         self._open.close()
 
@@ -159,8 +184,10 @@ class LocalStore:
 
     async def _run(self, what: str, work: Callable[[], T]) -> T:
         """Do `work` in a thread; a cancellation does not wait for it."""
-        loop = asyncio.get_running_loop()
-        return await self._translate(what, loop.run_in_executor(self._threads, work))
+        return await self._translate(what, self._in_thread(work))
+
+    def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _translate(self, what: str, done: Awaitable[T]) -> T:
         try:

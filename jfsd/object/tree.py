@@ -1,6 +1,7 @@
-"""Files as objects: the blocking half of the `file` store (format.md §13.1).
+"""Files as objects: what the `file` store does in Python threads (format.md §13.1).
 
-Called in threads. Writes are atomic, and durable at once or later; see `ObjectTree.write`.
+Writes are atomic, and durable at once or later; see `ObjectTree.write`. The usual ones, and
+all reads, are done by jfsd/object/_disk.c.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import NamedTuple
@@ -45,6 +46,11 @@ class ObjectTree:
         self._durable: set[str] = set()
         self._guard = threading.Lock()
         self._unnamed = True
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether files can have no name at first, as far as is known."""
+        return self._unnamed
 
     def path(self, key: str) -> str | None:
         """Return the file of `key`, or None if the key leads out of the tree or is no file."""
@@ -95,6 +101,12 @@ class ObjectTree:
                 self._make_durable(directory)
                 _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
 
+    def knows(self, directories: Iterable[str]) -> bool:
+        """Say whether these directories' own names are durable, as far as is known."""
+        return all(
+            each in self._durable or len(each) <= len(self.directory) for each in directories
+        )
+
     def settle_all(self) -> None:
         """Sync the file system that holds the tree.
 
@@ -108,19 +120,6 @@ class ObjectTree:
                 raise OSError(number, os.strerror(number))
         finally:
             os.close(descriptor)
-
-    def read(self, path: str, offset: int, length: int | None) -> bytes:
-        """Return bytes of the file, fewer where it ends."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return read_from(descriptor, offset, length)
-        finally:
-            os.close(descriptor)
-
-    def delete(self, path: str) -> None:
-        """Remove the file if it is there; directories stay."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(path)  # noqa: PTH108 - paths are plain strings here
 
     def walk(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
         """Yield files whose key begins with `prefix` and comes after `start_after`, in order."""
@@ -202,6 +201,7 @@ class ObjectTree:
 
         Also of those that were there: another thread or program may have just made them.
         """
+        synced = []
         while len(directory) > len(self.directory) and directory not in self._durable:
             parent = os.path.dirname(directory)  # noqa: PTH120
             descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -210,11 +210,12 @@ class ObjectTree:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            with self._guard:
-                if len(self._durable) >= _MAX_DURABLE:
-                    self._durable.clear()
-                self._durable.add(directory)
+            synced.append(directory)
             directory = parent
+        with self._guard:
+            if len(self._durable) >= _MAX_DURABLE:
+                self._durable.clear()
+            self._durable.update(synced)
 
     # -- listing
 
@@ -241,22 +242,6 @@ def describe(path: str, key: str) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     return ObjectInfo(key, status.st_size, status.st_mtime_ns)
-
-
-def read_from(descriptor: int, offset: int, length: int | None) -> bytes:
-    """Return bytes of an open file, fewer where it ends."""
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    rest = max(0, status.st_size - offset)
-    wanted = rest if length is None else min(length, rest)
-    data = os.pread(descriptor, wanted, offset)
-    while len(data) < wanted:
-        more = os.pread(descriptor, wanted - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 def _link(descriptor: int, parent: int, name: str) -> None:
