@@ -36,6 +36,7 @@
 #define DIRECT_MIN_BYTES (1 << 20)
 #define DIRECT_ALIGNMENT 4096
 #define DIRECT_BYTES_PER_S (200LL << 20)
+#define DIRECT_PIECE_BYTES (1 << 20)
 #define DIRECT_WINDOW_BYTES (64LL << 20)
 #define DIRECT_WINDOW_NS 500000000LL
 #define DIRECT_PROBE_NS 5000000000LL
@@ -58,7 +59,8 @@ typedef struct job {
 	int fd;                         /* read from, or left open by a read */
 	int error;
 	long long offset, size;
-	Py_ssize_t room, done;          /* bytes of `data` */
+	Py_ssize_t room;                /* for `data` */
+	Py_ssize_t done;                /* bytes read or written */
 } Job;
 
 /*
@@ -69,20 +71,29 @@ typedef struct job {
  */
 struct gauge {
 	bool refused;                   /* by the file system, for good */
+	double least;                   /* bytes a second that are fast */
 	bool fast, probing;
 	int running;
 	int64_t since_ns, busy_ns, bytes, probe_ns;
 	long long direct, buffered;     /* large blocks written so, for tests and curiosity */
 };
 
-typedef struct {
+struct thread {
+	struct pool *pool;
+	pthread_t id;
+	pthread_cond_t wanted;
+	struct job *job;                /* given to it while it was idle */
+	struct thread *next;            /* idle for longer */
+};
+
+typedef struct pool {
 	PyObject_HEAD
 	pthread_mutex_t lock;
-	pthread_cond_t wanted;
-	struct job *first, *last;       /* to be done */
+	struct job *first, *last;       /* to be done, while no thread is idle */
 	struct job *done, *done_last;   /* to be collected */
-	pthread_t threads[MAX_THREADS];
-	int running, idle, queued, most;
+	struct thread threads[MAX_THREADS];
+	struct thread *idle;            /* the one that was busy last, whose stack is warm, first */
+	int running, most;
 	int event;
 	pid_t pid;
 	bool closed;
@@ -139,14 +150,14 @@ static void end_direct(Pool *pool, Py_ssize_t bytes, bool refused)
 	g->running--;
 	g->bytes += bytes;
 	g->refused |= refused;
-	if (g->probing || g->bytes >= DIRECT_WINDOW_BYTES || g->busy_ns >= DIRECT_WINDOW_NS) {
-		bool fast = g->bytes * 1000000000LL >= DIRECT_BYTES_PER_S * g->busy_ns;
-		if (!fast)
+	bool known = g->bytes >= DIRECT_WINDOW_BYTES || g->busy_ns >= DIRECT_WINDOW_NS;
+	if (known || (g->probing && bytes > 0)) {
+		g->fast = (double)g->bytes * 1e9 >= g->least * (double)g->busy_ns;
+		if (!g->fast)
 			g->probe_ns = now + DIRECT_PROBE_NS;
-		g->fast = fast;
-		g->probing = false;
 		g->busy_ns = g->bytes = 0;
 	}
+	g->probing = false;
 	pthread_mutex_unlock(&pool->lock);
 }
 
@@ -157,13 +168,20 @@ static bool unsupported(int error)
 	return error == EINVAL || error == EOPNOTSUPP;
 }
 
-/* Write all of the body; what a file system does not take directly it gets the other way. */
-static int copy(int fd, const Py_buffer *body, bool *direct)
+/*
+ * Write all of the body; what a file system does not take directly it gets the other way.
+ *
+ * A process that is killed ends only after the direct writes it has begun, hence the pieces.
+ */
+static int copy(int fd, Job *job, bool *direct)
 {
-	for (Py_ssize_t done = 0; done < body->len;) {
-		ssize_t n = write(fd, (const char *)body->buf + done, (size_t)(body->len - done));
+	while (job->done < job->body.len && !job->abandoned) {
+		size_t rest = (size_t)(job->body.len - job->done);
+		if (*direct && rest > DIRECT_PIECE_BYTES)
+			rest = DIRECT_PIECE_BYTES;
+		ssize_t n = write(fd, (const char *)job->body.buf + job->done, rest);
 		if (n >= 0) {
-			done += n;
+			job->done += n;
 		} else if (*direct && unsupported(errno)) {
 			*direct = false;
 			fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_DIRECT);
@@ -171,7 +189,8 @@ static int copy(int fd, const Py_buffer *body, bool *direct)
 			return errno;
 		}
 	}
-	return 0;
+	/* Past the check it is ours, whatever becomes of the buffer. */
+	return job->abandoned ? ECANCELED : 0;
 }
 
 static int put(Pool *pool, Job *job)
@@ -185,14 +204,11 @@ static int put(Pool *pool, Job *job)
 		direct = false;
 		fd = open(directory, flags, 0666);
 	}
-	int error = fd < 0 ? errno : copy(fd, &job->body, &direct);
+	int error = fd < 0 ? errno : copy(fd, job, &direct);
 	if (tried)
-		end_direct(pool, error ? 0 : job->body.len, !direct && fd >= 0);
+		end_direct(pool, job->done, fd >= 0 && !direct);
 	if (fd < 0)
 		return error;
-	/* Past the check it is ours, whatever becomes of the buffer. */
-	if (error == 0 && job->abandoned)
-		error = ECANCELED;
 	if (error == 0) {
 		char proc[40];
 		snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
@@ -292,46 +308,69 @@ static int work_on(Pool *pool, Job *job)
 	}
 }
 
+/* Return whether it is the only one that is to be collected; the lock is held. */
+static bool hand_back(Pool *pool, Job *job)
+{
+	bool alone = pool->done == NULL;
+
+	job->next = NULL;
+	if (alone)
+		pool->done = job;
+	else
+		pool->done_last->next = job;
+	pool->done_last = job;
+	return alone;
+}
+
 static void announce(Pool *pool)
 {
 	uint64_t one = 1;
 
+	pthread_mutex_unlock(&pool->lock);
 	while (write(pool->event, &one, sizeof(one)) < 0 && errno == EINTR)
 		;
+	pthread_mutex_lock(&pool->lock);
+}
+
+/*
+ * Return what the thread is to do next, or NULL at the end of all; the lock is held. What it
+ * has done is announced when it is idle already, so that what follows finds it so.
+ */
+static Job *next_job(Pool *pool, struct thread *self, bool news)
+{
+	Job *job = pool->first;
+
+	if (job != NULL) {
+		pool->first = job->next;
+	} else if (!pool->closed) {
+		self->next = pool->idle;
+		pool->idle = self;
+	}
+	if (news)
+		announce(pool);
+	if (job != NULL)
+		return job;
+	while (self->job == NULL && !pool->closed)
+		pthread_cond_wait(&self->wanted, &pool->lock);
+	job = self->job;
+	self->job = NULL;
+	return job;
 }
 
 static void *work(void *of)
 {
-	Pool *pool = of;
+	struct thread *self = of;
+	Pool *pool = self->pool;
+	bool news = false;
+	Job *job;
 
 	prctl(PR_SET_NAME, "object");
 	pthread_mutex_lock(&pool->lock);
-	for (;;) {
-		while (pool->first == NULL && !pool->closed) {
-			pool->idle++;
-			pthread_cond_wait(&pool->wanted, &pool->lock);
-			pool->idle--;
-		}
-		Job *job = pool->first;
-		if (job == NULL)
-			break;
-		pool->first = job->next;
-		pool->queued--;
+	while ((job = next_job(pool, self, news)) != NULL) {
 		pthread_mutex_unlock(&pool->lock);
 		job->error = work_on(pool, job);
-		job->next = NULL;
 		pthread_mutex_lock(&pool->lock);
-		bool alone = pool->done == NULL;
-		if (alone)
-			pool->done = job;
-		else
-			pool->done_last->next = job;
-		pool->done_last = job;
-		if (alone) {
-			pthread_mutex_unlock(&pool->lock);
-			announce(pool);
-			pthread_mutex_lock(&pool->lock);
-		}
+		news = hand_back(pool, job);
 	}
 	pthread_mutex_unlock(&pool->lock);
 	return NULL;
@@ -412,14 +451,18 @@ static PyTypeObject job_type = {
 
 static int start_thread(Pool *pool)
 {
+	struct thread *thread = &pool->threads[pool->running];
 	pthread_attr_t attributes;
 	sigset_t all, before;
 
+	thread->pool = pool;
+	thread->job = NULL;
+	pthread_cond_init(&thread->wanted, NULL);
 	sigfillset(&all);               /* signals are the interpreter's */
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, STACK_BYTES);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int error = pthread_create(&pool->threads[pool->running], &attributes, work, pool);
+	int error = pthread_create(&thread->id, &attributes, work, thread);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
 	if (error == 0)
@@ -427,42 +470,61 @@ static int start_thread(Pool *pool)
 	return error;
 }
 
-/* Queue the job, which is given away; return a reference to it. */
-static PyObject *submit(Pool *pool, Job *job)
+static void enqueue(Pool *pool, Job *job)
 {
-	const char *wrong = NULL;
+	job->next = NULL;
+	if (pool->first == NULL)
+		pool->first = job;
+	else
+		pool->last->next = job;
+	pool->last = job;
+}
+
+/* Give the job to a thread, an idle one if there is one, a new one if there may be more. */
+static int give(Pool *pool, Job *job)
+{
+	struct thread *idle;
 	int error = 0;
 
-	if (pool->pid != getpid())
-		wrong = "the threads are those of another process";
-	else if (pool->closed)
-		wrong = "the pool is closed";
-	if (wrong != NULL) {
-		Py_DECREF(job);
-		PyErr_SetString(PyExc_RuntimeError, wrong);
-		return NULL;
-	}
 	pthread_mutex_lock(&pool->lock);
-	if (pool->queued >= pool->idle && pool->running < pool->most)
-		error = start_thread(pool);
-	if (pool->running > 0) {
-		error = 0;
-		if (pool->first == NULL)
-			pool->first = job;
-		else
-			pool->last->next = job;
-		pool->last = job;
-		pool->queued++;
-		Py_INCREF(job);
-		pthread_cond_signal(&pool->wanted);
+	idle = pool->closed ? NULL : pool->idle;
+	if (pool->closed) {
+		error = ESHUTDOWN;
+	} else if (idle != NULL) {
+		pool->idle = idle->next;
+		idle->job = job;
+	} else {
+		if (pool->running < pool->most)
+			error = start_thread(pool);
+		if (pool->running > 0) {
+			error = 0;
+			enqueue(pool, job);
+		}
 	}
 	pthread_mutex_unlock(&pool->lock);
-	if (error) {
-		Py_DECREF(job);
-		errno = error;
-		return PyErr_SetFromErrno(PyExc_OSError);
-	}
-	return (PyObject *)job;
+	if (idle != NULL)               /* after the lock, which it needs first of all */
+		pthread_cond_signal(&idle->wanted);
+	return error;
+}
+
+/* Have the job, which is given away, done; return a reference to it. */
+static PyObject *submit(Pool *pool, Job *job)
+{
+	Py_INCREF(job);                 /* for the threads */
+	int error = pool->pid != getpid() ? ECHILD : give(pool, job);
+
+	if (error == 0)
+		return (PyObject *)job;
+	Py_DECREF(job);
+	Py_DECREF(job);
+	errno = error;
+	if (error == ESHUTDOWN)
+		PyErr_SetString(PyExc_RuntimeError, "the pool is closed");
+	else if (error == ECHILD)
+		PyErr_SetString(PyExc_RuntimeError, "the threads are those of another process");
+	else
+		PyErr_SetFromErrno(PyExc_OSError);
+	return NULL;
 }
 
 static PyObject *pool_put(Pool *pool, PyObject *args)
@@ -545,6 +607,10 @@ static PyObject *given_back(Job *job)
 	Py_CLEAR(job->pool);
 	if (job->body.obj != NULL)
 		PyBuffer_Release(&job->body);
+	if (job->fd >= 0 && job->abandoned) {
+		close(job->fd);
+		job->fd = -1;
+	}
 	if (job->data != NULL && job->error)
 		Py_CLEAR(job->data);
 	if (job->data != NULL && job->done < job->room && _PyBytes_Resize(&job->data, job->done)) {
@@ -589,10 +655,11 @@ static void finish(Pool *pool)
 {
 	pthread_mutex_lock(&pool->lock);
 	__atomic_store_n(&pool->closed, true, __ATOMIC_RELAXED);
-	pthread_cond_broadcast(&pool->wanted);
+	for (struct thread *idle = pool->idle; idle != NULL; idle = idle->next)
+		pthread_cond_signal(&idle->wanted);
 	pthread_mutex_unlock(&pool->lock);
 	for (int i = 0; i < pool->running; i++)
-		pthread_join(pool->threads[i], NULL);
+		pthread_join(pool->threads[i].id, NULL);
 	pool->running = 0;
 }
 
@@ -621,10 +688,11 @@ static PyObject *counts(Pool *pool, PyObject *unused)
 
 static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *words)
 {
-	static char *names[] = { "threads", NULL };
+	static char *names[] = { "threads", "direct_rate", NULL };
+	double least = DIRECT_BYTES_PER_S;
 	int threads;
 
-	if (!PyArg_ParseTupleAndKeywords(args, words, "i", names, &threads))
+	if (!PyArg_ParseTupleAndKeywords(args, words, "i|d", names, &threads, &least))
 		return NULL;
 	if (threads < 1) {
 		PyErr_SetString(PyExc_ValueError, "at least one thread");
@@ -639,7 +707,7 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *words)
 		return NULL;
 	}
 	pthread_mutex_init(&pool->lock, NULL);
-	pthread_cond_init(&pool->wanted, NULL);
+	pool->gauge.least = least;
 	pool->event = event;
 	pool->most = threads < MAX_THREADS ? threads : MAX_THREADS;
 	pool->pid = getpid();
