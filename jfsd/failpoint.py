@@ -32,6 +32,8 @@ HANDOVER: Final = ("handover.parked", "handover.finished", "handover.sealed")
 SCRIPT: Final = ("script.before", "script.after")
 WRITE: Final = ("write.copied", "write.recorded")
 UPLOAD: Final = ("upload.named", "upload.block", "upload.stored", "upload.recorded")
+STORE: Final = ("store.written", "store.named")
+"""Of a put in a directory store, reached in jfsd/object/_disk.c."""
 COMMIT: Final = ("commit.before", "commit.after", "commit.forgotten")
 STOP: Final = ("stop.asked", "stop.unmounted", "stop.flushed", "stop.closed")
 

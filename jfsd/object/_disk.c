@@ -22,6 +22,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -108,6 +110,26 @@ static int64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* A place at which a test may kill the process: jfsd/failpoint.py, for threads without Python. */
+static char failpoint[32];
+static atomic_int failpoint_left;
+
+static void arm(void)
+{
+	const char *wanted = getenv("JFSD_FAILPOINT");
+	int count = 1;
+
+	if (wanted != NULL)
+		sscanf(wanted, "%31[^:]:%d", failpoint, &count);
+	failpoint_left = count;
+}
+
+static void reach(const char *name)
+{
+	if (strcmp(name, failpoint) == 0 && atomic_fetch_sub(&failpoint_left, 1) == 1)
+		kill(getpid(), SIGKILL);
 }
 
 /* ---- past the page cache ------------------------------------------------------------------- */
@@ -212,9 +234,11 @@ static int put(Pool *pool, Job *job)
 	if (error == 0) {
 		char proc[40];
 		snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
+		reach("store.written");
 		if (linkat(AT_FDCWD, proc, AT_FDCWD, PyBytes_AS_STRING(job->path),
 			   AT_SYMLINK_FOLLOW) < 0)
 			error = errno;
+		reach("store.named");
 	}
 	close(fd);
 	return error;
@@ -392,10 +416,16 @@ static Job *new_job(Pool *pool, enum kind kind, PyObject *future)
 	return job;
 }
 
-static void job_dealloc(Job *job)
+static void close_file(Job *job)
 {
 	if (job->fd >= 0)
 		close(job->fd);
+	job->fd = -1;
+}
+
+static void job_dealloc(Job *job)
+{
+	close_file(job);
 	if (job->body.obj != NULL)
 		PyBuffer_Release(&job->body);
 	Py_CLEAR(job->pool);
@@ -410,6 +440,8 @@ static PyObject *abandon(Job *job, PyObject *unused)
 {
 	(void)unused;
 	job->abandoned = true;
+	if (job->future == NULL)
+		close_file(job);
 	Py_RETURN_NONE;
 }
 
@@ -607,10 +639,8 @@ static PyObject *given_back(Job *job)
 	Py_CLEAR(job->pool);
 	if (job->body.obj != NULL)
 		PyBuffer_Release(&job->body);
-	if (job->fd >= 0 && job->abandoned) {
-		close(job->fd);
-		job->fd = -1;
-	}
+	if (job->abandoned)
+		close_file(job);
 	if (job->data != NULL && job->error)
 		Py_CLEAR(job->data);
 	if (job->data != NULL && job->done < job->room && _PyBytes_Resize(&job->data, job->done)) {
@@ -832,6 +862,7 @@ PyMODINIT_FUNC PyInit__disk(void)
 {
 	PyObject *created = PyModule_Create(&module);
 
+	arm();
 	if (created != NULL && (PyModule_AddType(created, &pool_type) < 0 ||
 				PyModule_AddType(created, &job_type) < 0))
 		Py_CLEAR(created);

@@ -393,6 +393,30 @@ async def test_closing_finishes_also_what_a_native_thread_could_not_do(store, tm
     assert len(list(tmp_path.rglob("a"))) == 20
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(("point", "left"), [("store.written", []), ("store.named", ["7_0_5"])])
+def test_a_kill_at_the_naming_of_an_object(tmp_path, point, left):
+    script = """
+import asyncio, sys
+from jfsd.object.local import LocalStore
+
+async def main(root):
+    store = LocalStore(root)
+    await store.put("v/7_0_5", b"hello", durable=False)
+
+asyncio.run(main(sys.argv[1]))
+"""
+    (tmp_path / "v").mkdir()
+    died = subprocess.run(
+        [sys.executable, "-c", script, f"{tmp_path}/"],
+        env={**os.environ, "JFSD_FAILPOINT": point},
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path / "v") == left
+    assert all((tmp_path / "v" / name).read_bytes() == b"hello" for name in left)
+
+
 @pytest.mark.promise(8)
 def test_a_repeat_takes_away_what_a_killed_replacement_left(tmp_path):
     tree = ObjectTree(f"{tmp_path}/")

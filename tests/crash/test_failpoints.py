@@ -88,7 +88,7 @@ def test_killed_while_handing_over(kept: Kept) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("step", ["SCRIPT", "WRITE", "UPLOAD", "COMMIT"])
+@pytest.mark.parametrize("step", ["SCRIPT", "WRITE", "UPLOAD", "STORE", "COMMIT"])
 def test_killed_in_the_middle_of_work(kept: Kept, step: str) -> None:
     points = getattr(failpoint, step)
     killed_at(kept, [f"{point}:{count}" for point in points for count in (1, 7, 40)])
