@@ -816,7 +816,7 @@ static PyObject *read_now(PyObject *module, PyObject *args)
 
 static PyObject *read_file_now(PyObject *module, PyObject *args)
 {
-	uint64_t how[3] = { O_RDONLY | O_CLOEXEC, 0, CACHED };
+	uint64_t how[3] = { O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0, CACHED };
 	PyObject *path;
 	Py_ssize_t most;
 	struct stat status;

@@ -23,6 +23,8 @@ def test_a_file_just_written_is_read_at_once_and_a_long_or_missing_one_is_not(tm
     os.close(descriptor)
     assert read_file_now(bytes(tmp_path / "b"), 10) is None
     assert read_file_now(bytes(tmp_path), 10) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert read_file_now(bytes(tmp_path / "pipe"), 10) is None
     path.write_bytes(b"")
     assert read_file_now(bytes(path), 10) == b""
 
