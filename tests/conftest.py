@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 IMPLEMENTATION = os.environ.get("JFSD_TEST_IMPL", "jfsd")
 SLOW = os.environ.get("JFSD_SLOW") == "1"
 ABORT_BEFORE_TIMEOUT_S = 10
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")  # how long an example takes, the machine decides
 
 SESSION = pytest.StashKey[Session]()
 
