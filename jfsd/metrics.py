@@ -10,8 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
+
+from jfsd.record import Record, field
 
 Key = TypeVar("Key")
 
@@ -113,8 +114,7 @@ CACHE = CacheCounts()
 Value: TypeAlias = int | float | Histogram
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Record):
     """Numbers of one name; `samples` has them by the value of the label, or one under ""."""
 
     name: str

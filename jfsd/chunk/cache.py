@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,7 +154,9 @@ class _Directory:
             self.raw.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = self.root / ".lock"
             with contextlib.suppress(FileExistsError), lock.open("x", encoding="ascii") as file:
-                file.write(str(uuid.uuid4()))
+                from uuid import uuid4  # noqa: PLC0415 - once in the life of a directory
+
+                file.write(str(uuid4()))
             self.identity = lock.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             self.identity = str(self.root)

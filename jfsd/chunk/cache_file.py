@@ -9,8 +9,7 @@ import os
 import struct
 from pathlib import Path
 
-import crc32c
-
+from jfsd.object.crc import crc32c
 from jfsd.object.nowait import open_cached
 from jfsd.types import ReadableBuffer
 
@@ -27,8 +26,7 @@ def trailer(block: ReadableBuffer) -> bytes:
     """Return the checksums of a block as they follow it in the file."""
     view = memoryview(block)
     return b"".join(
-        _CRC.pack(crc32c.crc32c(view[at : at + UNIT_BYTES]))
-        for at in range(0, len(view), UNIT_BYTES)
+        _CRC.pack(crc32c(view[at : at + UNIT_BYTES])) for at in range(0, len(view), UNIT_BYTES)
     )
 
 
@@ -123,6 +121,6 @@ class CachedBlock:
 
     def _check(self, data: memoryview, unit: int) -> None:
         for at in range(0, len(data), UNIT_BYTES):
-            if crc32c.crc32c(data[at : at + UNIT_BYTES]) != self._crcs[unit]:
+            if crc32c(data[at : at + UNIT_BYTES]) != self._crcs[unit]:
                 raise DamagedFileError(f"checksum of unit {unit} is wrong")
             unit += 1

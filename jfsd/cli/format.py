@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from jfsd.config.flags import Change, Value
 from jfsd.config.formatflags import FORMAT_FLAGS
 from jfsd.config.volume import Volume, new_volume, shown_bucket
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import names, replace
 
 if TYPE_CHECKING:
     from jfsd.meta.connection import Connection
@@ -37,9 +37,7 @@ Examples:
 ROOT_BUCKET = "/var/lib/jfsd/objects/"
 """Where objects lie if root names no directory."""
 
-_SETTING_FIELDS = frozenset(
-    flag.field for flag in FORMAT_FLAGS if flag.field in Volume.__dataclass_fields__
-)
+_SETTING_FIELDS = frozenset(flag.field for flag in FORMAT_FLAGS if flag.field in names(Volume))
 
 
 @click.command("format", epilog=EPILOG)

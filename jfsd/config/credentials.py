@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jfsd.config.volume import REMOVED, Volume
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, field, replace
 
 DIRECTORY_VARIABLE = "CREDENTIALS_DIRECTORY"
 
@@ -34,8 +34,7 @@ _OVERRULED = {"META_PASSWORD": "REDIS_PASSWORD"}
 _PASSWORD_IN_URL = re.compile(r"(?:\w+://|(?!\w+://))[^/@:]*:(?P<password>.+)@")
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Record):
     """Keys that were given from outside; "" means not given. The repr shows none."""
 
     access_key: str = field(default="", repr=False)

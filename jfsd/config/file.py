@@ -7,14 +7,11 @@ Its instance is the mount point as `systemd-escape --path` writes it, so that
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
 import stat
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from jfsd.config.flags import BY_KEY, BY_NAME, Flag, Kind, Value
 from jfsd.config.runtime import escape, unescape
 from jfsd.config.settings import settings_from
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, field
 
 META, MOUNTPOINT = "meta", "mountpoint"
 """Keys that are no options."""
@@ -35,8 +33,7 @@ _MAX_BYTES = 1 << 20
 _SHOWN_CHARS = 80
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigFile:
+class ConfigFile(Record):
     """What one file says, parsed and checked."""
 
     path: str
@@ -71,6 +68,8 @@ def read_config(path: str) -> ConfigFile:
         RefusedError: It cannot be read, is no TOML, has an unknown key or a wrong value, or
             lies open to users who may not know or change what is in it (USAGE).
     """
+    import tomllib  # noqa: PLC0415 - most mounts have no file
+
     text, mode = _read(path)
     try:
         table = tomllib.loads(text)
@@ -136,6 +135,8 @@ def _check_key(path: str, key: str, raw: object) -> None:
 
 
 def _near(key: str) -> list[str]:
+    import difflib  # noqa: PLC0415 - for the message of an error
+
     word = key.lower().replace("_", "-")
     return difflib.get_close_matches(word, KEYS, n=1) or difflib.get_close_matches(
         word.removeprefix("no-"), KEYS, n=1

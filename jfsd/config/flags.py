@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
@@ -17,6 +16,7 @@ from jfsd.config import units
 from jfsd.config.address import DEFAULT
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.log import LEVELS
+from jfsd.record import Record
 
 Value: TypeAlias = str | int | float | bool | tuple[str, ...]
 """What an option can hold, after parsing."""
@@ -52,8 +52,7 @@ class Change(Enum):
     """Says how a command shall do its work, and is not kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Record):
     """One option. `default`, `low` and `high` are written as a person would write them."""
 
     name: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, field
 
 _PAIRS = {
     "ro": "rw",
@@ -53,8 +53,7 @@ _MENDS = {
 _VALUED = frozenset({"fsname", "subtype", "max_read", "context"})
 
 
-@dataclass(frozen=True, slots=True)
-class FuseOptions:
+class FuseOptions(Record):
     """What `-o` asked for, checked and without contradictions."""
 
     read_only: bool = False

@@ -8,19 +8,17 @@ leaves the file behind: whether the mount exists, only the kernel says.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jfsd.config.credentials import with_credentials
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, as_dict, field, names
 
 DIRECTORY_VARIABLE = "JFSD_RUNTIME_DIR"
 SERVICE_DIRECTORY = Path("/run/jfs")
@@ -49,8 +47,7 @@ def _passwords() -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class MountRecord:
+class MountRecord(Record):
     """What a command needs to know about a served mount."""
 
     mountpoint: str
@@ -130,6 +127,8 @@ def place_of(mountpoint: str, suffix: str) -> Path:
     """
     name = escape(mountpoint)
     if len(name) + _SUFFIX_BYTES > _MAX_NAME_BYTES:
+        import hashlib  # noqa: PLC0415 - rare
+
         digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
         name = name[: _MAX_NAME_BYTES - _SUFFIX_BYTES - len(digest)] + digest
     return runtime_directory() / (name + suffix)
@@ -166,7 +165,7 @@ def register(record: MountRecord) -> Path:
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(dataclasses.asdict(record), file)
+        json.dump(as_dict(record), file)
     draft.replace(path)
     return path
 
@@ -213,5 +212,5 @@ def _read(path: Path) -> MountRecord | None:
 
 def _record(fields: Mapping[str, Any]) -> MountRecord:
     """Return the record without what a newer version may have added."""
-    known = {each.name for each in dataclasses.fields(MountRecord)}
+    known = set(names(MountRecord))
     return MountRecord(**{name: value for name, value in fields.items() if name in known})

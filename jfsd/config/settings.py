@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jfsd.config.address import DEFAULT, parse_address
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change, Flag, Value
 from jfsd.config.fuseopts import FuseOptions, effective_words, parse_fuse_options
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, replace
 
 MEMORY_CACHE = "memory"
 """The word that `--cache-dir` takes instead of directories."""
@@ -19,8 +19,7 @@ _MAX_PATH_BYTES = 4095
 _MAX_NAME_BYTES = 255
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountSettings:
+class MountSettings(Record, kw_only=True):
     """Every mount option with its value; defaults are those of `config.flags`.
 
     Values are in range and do not contradict each other: `check` ran when the

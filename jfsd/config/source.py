@@ -7,7 +7,6 @@ before, and so sees what the reload would see.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jfsd.config.credentials import password_of
@@ -22,6 +21,7 @@ from jfsd.config.settings import (
     settings_from_texts,
 )
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, field
 
 
 class Wanted(NamedTuple):
@@ -32,8 +32,7 @@ class Wanted(NamedTuple):
     settings: MountSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Record):
     """A configuration file and what a command line said beside it, which wins."""
 
     config: str = ""

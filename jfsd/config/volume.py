@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-import uuid as uuids
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from jfsd.config import secrets
 from jfsd.config.version import JUICEFS_LEVEL, OWN_VERSION, parse_version
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, field
 
 REMOVED = "removed"
 """What stands in the place of a secret that was stripped from a dump."""
@@ -47,8 +46,7 @@ _ALWAYS = frozenset({"Name", "UUID", "Storage", "Bucket", "BlockSize", "TrashDay
 _SECRETS = ("SecretKey", "SessionToken", "EncryptKey")
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(Record):
     """A volume's setting in clear, with units in the names.
 
     `raw` holds the fields as they were stored (exact names, secrets still sealed), so
@@ -288,7 +286,9 @@ def new_volume(name: str, storage: str, bucket: str) -> Volume:
             "must be 3 to 63 of a-z, 0-9 and -, not beginning or ending with -",
             "choose another name",
         )
-    return Volume(name=name, uuid=str(uuids.uuid4()), storage=storage, bucket=bucket)
+    from uuid import uuid4  # noqa: PLC0415 - only `format` makes volumes
+
+    return Volume(name=name, uuid=str(uuid4()), storage=storage, bucket=bucket)
 
 
 def _zeroes() -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from jfsd.clock import monotonic_s
 from jfsd.daemon.drain import Left, count, drain
 from jfsd.daemon.holder_link import HOLDER_VARIABLE
 from jfsd.errors import ExitCode, JfsdError, RefusedError
+from jfsd.record import Record, field
 
 if TYPE_CHECKING:
     from jfsd.config.settings import MountSettings
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 _SYSTEMD = ("/run/systemd/", "/run/user/")
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(Record):
     """Answers for one served mount; `listen` makes them known to its control socket."""
 
     volume: Volume

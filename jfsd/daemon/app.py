@@ -13,11 +13,9 @@ import asyncio
 import gc
 import logging
 import os
-import secrets
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from functools import partial
 
 import uvloop
@@ -82,6 +80,7 @@ from jfsd.meta.jobs.housekeeping import Housekeeping
 from jfsd.meta.session import Session as MetaSession
 from jfsd.meta.session import SessionInfo
 from jfsd.meta.url import Kind, parse_meta_url
+from jfsd.record import replace
 from jfsd.systemd.notify import Notifier
 from jfsd.types import Ino
 from jfsd.vfs.ports import Options
@@ -300,7 +299,7 @@ class _Server:
         stack.push_async_callback(connection.close)
         meta = Meta(
             connection,
-            mount_id=kept.mount_id if kept else secrets.token_hex(8),
+            mount_id=kept.mount_id if kept else os.urandom(8).hex(),
             generation=kept.generation + 1 if kept else 1,
             read_only=self._settings.read_only,
         )

@@ -10,7 +10,6 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,6 +22,7 @@ from jfsd.daemon.state import read_header
 from jfsd.daemon.takeover import STATE, check_same_mount, keeping_fixed
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.fuse import mount as mounting
+from jfsd.record import Record
 
 _MEETING_S = 3.0
 """How long a live mount whose holder was killed may take to have a new one."""
@@ -30,8 +30,7 @@ _MEETING_S = 3.0
 _START_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Background:
+class Background(Record):
     """A mount to be served in the background."""
 
     meta_url: str
@@ -56,8 +55,7 @@ class Background:
         return [*module_command("jfsd"), "mount", *self.arguments, *words], env
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Record):
     """What became of it."""
 
     server: int

@@ -15,11 +15,11 @@ import socket
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from jfsd.clock import monotonic_s
 from jfsd.config.address import DEFAULT, Address, parse_address
+from jfsd.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Listener:
+class _Listener(Record):
     """A server that listens, and what is left of it when it does not any more."""
 
     server: asyncio.Server

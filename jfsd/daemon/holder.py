@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jfsd import log as logs
@@ -35,6 +34,7 @@ from jfsd.daemon.holder_wire import Json
 from jfsd.daemon.program import module_command
 from jfsd.errors import ExitCode, JfsdError
 from jfsd.fuse import mount as mounting
+from jfsd.record import Record, field
 
 WATCHDOG_S = 60.0
 """After so long a silence a server hangs: it is ended, and another one goes on."""
@@ -55,8 +55,7 @@ class Started(NamedTuple):
     """0 for a holder that was only asked to listen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Record):
     """What a holder is started with."""
 
     mountpoint: str

@@ -16,11 +16,11 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from jfsd.daemon.holder_store import Kept
+from jfsd.record import Record
 from jfsd.systemd.fdstore import FIRST_FD
 
 STANDBY_VARIABLE = "JFSD_STANDBY_FD"
@@ -45,8 +45,7 @@ _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _HOLDER_OOM_SCORE = b"-900"
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Record):
     """What to run: arguments, the first being the program, and the environment."""
 
     argv: tuple[str, ...]

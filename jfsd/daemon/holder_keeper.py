@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from enum import Enum
 
 from jfsd.daemon.holder_child import Command, ServerProcess, reap_strangers, signal_name, spawn
@@ -28,6 +27,7 @@ from jfsd.daemon.holder_store import FUSE, Store
 from jfsd.daemon.holder_successor import Successor
 from jfsd.daemon.holder_wire import Json, Notice, close_all, descends, receive_notice
 from jfsd.errors import ExitCode
+from jfsd.record import Record
 
 log = logging.getLogger(OWN_LOGGER)
 
@@ -56,8 +56,7 @@ class Stage(Enum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Record):
     """What the holder may expect of its server, in seconds."""
 
     ready_s: float = 60.0

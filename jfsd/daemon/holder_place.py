@@ -13,15 +13,14 @@ the sockets anew, at the same paths.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from jfsd.config.runtime import DIRECTORY_VARIABLE, escape, runtime_directory
 from jfsd.errors import ExitCode, JfsdError, RefusedError
+from jfsd.record import Record
 
 MAX_SOCKET_PATH_BYTES = 107
 _BACKLOG = 16
@@ -40,8 +39,7 @@ class HeldError(HolderError):
     """Another holder has this mount."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """The paths of the holder of one mount point; nothing of it need exist."""
 
     directory: Path
@@ -58,6 +56,8 @@ class Place:
         name = escape(mountpoint)
         room = MAX_SOCKET_PATH_BYTES - len(os.fsencode(runtime / "x.d" / "control")) + 1
         if len(name) > room:
+            import hashlib  # noqa: PLC0415 - rare
+
             digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
             if room < len(digest):
                 raise RefusedError(

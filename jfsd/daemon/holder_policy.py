@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
 from enum import Enum
+
+from jfsd.record import Record
 
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 2.0
@@ -29,8 +30,7 @@ class Verdict(Enum):
     """Start what ran before: the new version refuses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(Record):
     """A server's end."""
 
     status: int | None

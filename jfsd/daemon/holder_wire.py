@@ -13,9 +13,10 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jfsd.record import Record, field
 
 MAX_BYTES = 1 << 18
 """A command line and its environment fit; more is refused by the kernel."""
@@ -39,8 +40,7 @@ class Peer(NamedTuple):
         return self.uid in {0, os.geteuid()}
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Record):
     """One message of sd_notify: who sent it, its assignments, and descriptors to own."""
 
     sender: Peer

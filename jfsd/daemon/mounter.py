@@ -158,11 +158,10 @@ def _mount(notifier: Notifier, unit: str, mountpoint: str, config: str) -> None:
     Raises:
         RefusedError: The configuration or the mount point is wrong, or somebody else's.
     """
-    from dataclasses import replace
-
     from jfsd.daemon.takeover import FUSE, INIT, Fresh
     from jfsd.errors import ExitCode, RefusedError
     from jfsd.fuse import mount as mounting
+    from jfsd.record import replace
 
     settings = _settings(config)
     _enter_managers_namespace()

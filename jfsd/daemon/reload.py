@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jfsd import log as logs
@@ -21,6 +20,7 @@ from jfsd.config.settings import Difference, MountSettings
 from jfsd.config.source import Source, Wanted, differences
 from jfsd.errors import JfsdError
 from jfsd.fuse import mount as mounting
+from jfsd.record import Record, replace
 
 if TYPE_CHECKING:
     from jfsd.daemon.datapath import DataPath
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class Report:
     """What a reload did; each option is in one list, none if nothing has changed."""
 
-    applied: list[Difference] = field(default_factory=list)
-    needs_restart: list[Difference] = field(default_factory=list)
-    refused: list[Difference] = field(default_factory=list)
-    """Fixed when the mount was made."""
-    failed: list[tuple[Difference, str]] = field(default_factory=list)
-    """Could not be applied, and why; the old value stays."""
-    error: str = ""
-    """Why the configuration as a whole was not used."""
+    def __init__(self, error: str = "") -> None:
+        self.applied: list[Difference] = []
+        self.needs_restart: list[Difference] = []
+        self.refused: list[Difference] = []
+        """Fixed when the mount was made."""
+        self.failed: list[tuple[Difference, str]] = []
+        """Could not be applied, and why; the old value stays."""
+        self.error = error
+        """Why the configuration as a whole was not used."""
 
     @property
     def complete(self) -> bool:
@@ -90,8 +90,7 @@ Apply = Callable[[MountSettings, MountSettings], Awaitable[None]]
 """Makes a part go by the second settings instead of the first; all or nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Record):
     """Options that are applied together."""
 
     names: tuple[str, ...]

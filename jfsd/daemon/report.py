@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,31 +53,31 @@ RESENT = "resent"
 """Under which the requests that came again to former servers are in the state's totals."""
 
 
-@dataclass(slots=True)
 class Report:
     """The numbers of one served mount."""
 
-    volume: Volume
-    settings: Callable[[], MountSettings]
-    """What the mount goes by at the moment."""
-    state: State
-    vfs: Vfs
-    path: DataPath
-    in_flight: Callable[[], int] = int
-    """Requests that were read and are not answered."""
-    resent: Callable[[], int] = int
-    """Requests of an earlier process that came again to this one."""
-    address: Callable[[], str] = str
-    """Where the metrics are served; "" if nowhere."""
-    _scripts: Mapping[bytes, str] = field(
-        default_factory=lambda: {script.digest: name for name, script in SCRIPTS.items()}
-    )
-    _started_s: float = field(default_factory=monotonic_s)
-    _resent_before: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Remember what former servers have counted."""
-        self._resent_before = self.state.header.totals.get(RESENT, 0)
+    def __init__(
+        self,
+        volume: Volume,
+        settings: Callable[[], MountSettings],
+        state: State,
+        vfs: Vfs,
+        path: DataPath,
+    ) -> None:
+        """Begin to count; `settings` returns what the mount goes by at the moment."""
+        self.volume = volume
+        self.settings = settings
+        self.state = state
+        self.vfs = vfs
+        self.path = path
+        self.in_flight: Callable[[], int] = int
+        """Requests that were read and are not answered."""
+        self.resent: Callable[[], int] = int
+        """Requests of an earlier process that came again to this one."""
+        self.address: Callable[[], str] = str
+        """Where the metrics are served; "" if nowhere."""
+        self._started_s = monotonic_s()
+        self._resent_before = state.header.totals.get(RESENT, 0)
 
     def prometheus(self) -> str:
         """Return all metrics in Prometheus' text format."""
@@ -164,9 +164,10 @@ class Report:
             self.vfs.meta.connection.reconnects,
         )
 
-    def _meta_name(self, key: str | bytes | int) -> str:
+    @staticmethod
+    def _meta_name(key: str | bytes | int) -> str:
         if isinstance(key, bytes):
-            return self._scripts.get(key) or key.decode("ascii", "replace")
+            return _script_names().get(key) or key.decode("ascii", "replace")
         return str(key)
 
     def _memory(self) -> Iterator[Family]:
@@ -282,6 +283,12 @@ def _objects() -> Iterator[Family]:
     yield counts(
         "juicefs_object_request_data_bytes", "Bytes of objects.", "method", OBJECT_BYTES, str
     )
+
+
+@cache
+def _script_names() -> dict[bytes, str]:
+    """Return the names of scripts by their digests."""
+    return {script.digest: name for name, script in SCRIPTS.items()}
 
 
 def _named(by: Histograms[Any], shown: Callable[[Any], str]) -> dict[str, Histogram]:

@@ -22,7 +22,6 @@ before. Unknown fields of the header are carried over: versions N-1 and N read e
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import mmap
@@ -30,13 +29,13 @@ import os
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from jfsd.chunk.pending import Draft, SliceRecord
 from jfsd.clock import monotonic_s
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, as_dict, field, names, replace
 from jfsd.types import CHUNK_SIZE, Ino
 
 LAYOUT = 1
@@ -65,8 +64,7 @@ _DRAFT = 1 << 63
 """Set in the `seq` of a record without slots, which stands for a draft."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Record):
     """What is fixed for a mount, and how far its servers have come."""
 
     mount_id: str
@@ -97,8 +95,7 @@ class Header:
     """Fields of a newer version, carried over."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(NamedTuple):
     """An open file handle and the request that opened it."""
 
     fh: int
@@ -186,7 +183,7 @@ class State:
 
     def write_header(self, header: Header) -> None:
         """Replace the header; a kill meanwhile leaves the one before."""
-        fields = dataclasses.asdict(header)
+        fields = as_dict(header)
         more = fields.pop("more")
         fields["init_in"] = b64encode(header.init_in).decode()
         fields["init_out"] = b64encode(header.init_out).decode()
@@ -201,7 +198,7 @@ class State:
 
     def change(self, **changes: Any) -> None:  # noqa: ANN401 - the fields of Header
         """Replace fields of the header."""
-        self.write_header(dataclasses.replace(self.header, **changes))
+        self.write_header(replace(self.header, **changes))
 
     # -- requests that run
 
@@ -484,9 +481,9 @@ def read_header(fd: int) -> tuple[Header, int]:
         raise StateError("is the state of another program")
     if (layout := fields.pop("layout", 0)) != LAYOUT:
         raise StateError(f"is of layout {layout}, this version reads {LAYOUT}")
-    names = {each.name for each in dataclasses.fields(Header)} - {"more"}
+    own = set(names(Header)) - {"more"}
     fields["init_in"] = b64decode(fields["init_in"])
     fields["init_out"] = b64decode(fields["init_out"])
-    known = {name: value for name, value in fields.items() if name in names}
-    more = {name: value for name, value in fields.items() if name not in names}
+    known = {name: value for name, value in fields.items() if name in own}
+    more = {name: value for name, value in fields.items() if name not in own}
     return Header(**known, more=more), seq

@@ -6,7 +6,6 @@ are. A record that changes while it is read does not match its checksum and is l
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from contextlib import closing
@@ -14,6 +13,7 @@ from typing import Any
 
 from jfsd.chunk.pending import UPLOADED
 from jfsd.daemon.state import LAYOUT, State, StateError
+from jfsd.record import as_dict
 
 _ATTEMPTS = 5
 _PAUSE_S = 0.02
@@ -28,7 +28,7 @@ def describe(state_fd: int, arena_fd: int | None = None) -> dict[str, Any]:
         StateError: It cannot be read by this version, or is damaged.
     """
     with closing(_load(state_fd)) as state:
-        header = dataclasses.asdict(state.header)
+        header = as_dict(state.header)
         more = header.pop("more")
         init_in, init_out = header.pop("init_in"), header.pop("init_out")
         suspects = [{"request": op, "deaths": count} for op, count in state.suspects()]

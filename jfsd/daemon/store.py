@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import replace
 from typing import NamedTuple
 
 from jfsd.config.credentials import Credentials, check_complete, read_credentials
@@ -19,6 +18,7 @@ from jfsd.errors import JfsdError
 from jfsd.object.base import ObjectStore
 from jfsd.object.open import check_volume, open_store, retune
 from jfsd.object.switch import SwitchedStore
+from jfsd.record import replace
 
 log = logging.getLogger(__name__)
 

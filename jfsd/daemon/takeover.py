@@ -11,7 +11,6 @@ import json
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Change
@@ -21,6 +20,7 @@ from jfsd.daemon.state import Header, State, StateError
 from jfsd.daemon.timing import started_s
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.failpoint import reach
+from jfsd.record import Record
 from jfsd.systemd.fdstore import received
 from jfsd.systemd.notify import Notifier
 
@@ -38,20 +38,22 @@ POISON = 3
 """Deaths of servers in the handler of one request after which it is answered with EIO."""
 
 
-@dataclass(slots=True)
 class Takeover:
     """A live mount that was handed to this process; not ours to change before `begin`."""
 
-    fuse_fd: int
-    arena_fd: int
-    state: State
-    requests_fd: int | None = None
-    poisoned: frozenset[int] = frozenset()
-    """Requests that killed their servers too often; known from `begin` on."""
-    leaving: dict[str, Any] = field(default_factory=dict)
-    """What the last server said of its end."""
-    sealed: bool = False
-    """The last server ended as it wanted to."""
+    def __init__(
+        self, fuse_fd: int, arena_fd: int, state: State, requests_fd: int | None = None
+    ) -> None:
+        self.fuse_fd = fuse_fd
+        self.arena_fd = arena_fd
+        self.state = state
+        self.requests_fd = requests_fd
+        self.poisoned: frozenset[int] = frozenset()
+        """Requests that killed their servers too often; known from `begin` on."""
+        self.leaving: dict[str, Any] = {}
+        """What the last server said of its end."""
+        self.sealed = False
+        """The last server ended as it wanted to."""
 
     def begin(self) -> None:
         """Make the mount ours: nobody else serves it any more.
@@ -65,8 +67,7 @@ class Takeover:
         self.poisoned = _accuse(self.state)
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(Record):
     """A mount that was made for this process by somebody who may: nobody has served it yet."""
 
     fuse_fd: int

@@ -14,12 +14,12 @@ import re
 import stat
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from jfsd.config.fuseopts import FuseOptions
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record
 
 SUBTYPE = "jfsd"
 MAX_READ_BYTES = 1 << 20
@@ -62,8 +62,7 @@ class Entry(NamedTuple):
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mounted:
+class Mounted(Record):
     """A mount that can be served: see jfsd.fuse.session."""
 
     path: str

@@ -12,7 +12,6 @@ import fcntl
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jfsd.fuse import abi, inflight, native
@@ -21,6 +20,7 @@ from jfsd.fuse.loop import Workers
 from jfsd.fuse.native import pyfuse3
 from jfsd.fuse.operations import Operations
 from jfsd.fuse.payloads import Payloads
+from jfsd.record import Record
 
 if TYPE_CHECKING:
     from jfsd.vfs.vfs import Vfs
@@ -47,8 +47,7 @@ setgid bits are removed by us where a request says so: a kernel that does it its
 an extended attribute before every write (before Linux 5.12 it does)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Record):
     """What is agreed with the kernel at INIT, for the life of the mount."""
 
     acls: bool = False
@@ -62,8 +61,7 @@ class Terms:
         return cls(bool(reply.flags & abi.INIT_DONT_MASK), reply.max_readahead)
 
 
-@dataclass(frozen=True, slots=True)
-class Suspicion:
+class Suspicion(Record):
     """How requests that kill their servers are found out, and which have been."""
 
     mark: Callable[[int], None]

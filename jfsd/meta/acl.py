@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from jfsd.record import Record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -35,8 +36,7 @@ _KERNEL_ENTRY = struct.Struct("<HHI")
 Named = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Record):
     """One ACL rule; equal rules share an id. Named entries are (id, permission) in given order."""
 
     owner: int = UNSET

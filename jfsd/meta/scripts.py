@@ -1,33 +1,49 @@
-"""The Lua scripts, assembled once: each is one file plus the libraries that it names.
+"""The Lua scripts: each is one file plus the libraries that it names.
 
 A line `--@include NAME` is replaced by `scripts/lib/NAME.lua`, once per script however often it
 is named; libraries may include libraries. All files are read when this module is loaded, because
-later the files may belong to another version of the program (handover.md §2).
+later the files may belong to another version of the program (handover.md §2). They are put
+together when they are first used: a start uses four of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from importlib import resources
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from collections.abc import Mapping
 
 _INCLUDE = re.compile(r"--@include ([a-z_]+)\s*\Z")
 _COMMENT = re.compile(r"\s*--(?!\[\[)[^\n]*")
 
 
-class Script(NamedTuple):
-    """An assembled script and the digest under which the server knows it."""
+class Script:
+    """One script, assembled and digested when it is asked for."""
 
-    name: str
-    source: bytes
-    digest: bytes
+    def __init__(self, name: str, text: bytes, libraries: Mapping[str, str]) -> None:
+        self.name = name
+        self._text = text
+        self._libraries = libraries
+
+    def __repr__(self) -> str:
+        return f"<Script {self.name}>"
+
+    @cached_property
+    def source(self) -> bytes:
+        """What is given to the server."""
+        return assemble(self._text.decode(), self._libraries).encode()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The name under which the server knows it."""
+        return hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
 
-def assemble(text: str, libraries: dict[str, str]) -> str:
+def assemble(text: str, libraries: Mapping[str, str]) -> str:
     """Return `text` with its includes in place of the lines that name them, without comments.
 
     Raises:
@@ -50,24 +66,15 @@ def assemble(text: str, libraries: dict[str, str]) -> str:
     return "\n".join(lines(text)) + "\n"
 
 
-def _texts(folder: Traversable) -> dict[str, str]:
-    return {
-        file.name.removesuffix(".lua"): file.read_text("utf-8")
-        for file in folder.iterdir()
-        if file.name.endswith(".lua")
-    }
+def _texts(folder: Path) -> dict[str, bytes]:
+    return {file.stem: file.read_bytes() for file in folder.iterdir() if file.suffix == ".lua"}
 
 
 def load_scripts() -> dict[str, Script]:
     """Return all scripts of the package by name."""
-    folder = resources.files("jfsd.meta") / "scripts"
-    libraries = _texts(folder / "lib")
-    scripts = {}
-    for name, text in _texts(folder).items():
-        source = assemble(text, libraries).encode()
-        digest = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
-        scripts[name] = Script(name, source, digest)
-    return scripts
+    folder = Path(__file__).parent / "scripts"
+    libraries = {name: text.decode() for name, text in _texts(folder / "lib").items()}
+    return {name: Script(name, text, libraries) for name, text in _texts(folder).items()}
 
 
 SCRIPTS: Final = load_scripts()

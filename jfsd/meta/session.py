@@ -20,7 +20,6 @@ import logging
 import os
 import random
 import socket
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +29,7 @@ from jfsd.config.version import JUICEFS_LEVEL
 from jfsd.config.volume import Volume
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.meta.engine import RESULTS_KEPT_S, FencedError
+from jfsd.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +49,7 @@ LEGACY_EXPIRY_S: Final = 300
 LOCK_KEYS_PER_SCRIPT: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
+class SessionInfo(Record):
     """What a session tells about itself; the reference's tools show it."""
 
     mount_point: str

@@ -8,13 +8,13 @@ not parse.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote
 
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import Record, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -67,8 +67,7 @@ class Kind(Enum):
     CLUSTER = "cluster"
 
 
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
+class TlsOptions(Record):
     """What a `rediss` URL says about TLS; an empty string means the library's default."""
 
     ca_cert_file: str = ""
@@ -78,8 +77,7 @@ class TlsOptions:
     insecure_skip_verify: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MetaUrl:
+class MetaUrl(Record):
     """Where the metadata lives and how to get in. The passwords are not in its repr.
 
     `prefix` precedes every key: `{db}` on a cluster, else empty (format.md §2.2). A cluster

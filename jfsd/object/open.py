@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.object.base import ObjectDamagedError, ObjectMissingError, ObjectStore
 from jfsd.object.limit import LimitedStore, RateLimit, mbps
 from jfsd.object.local import LocalStore
 from jfsd.object.retry import RetryingStore, RetryPolicy
-from jfsd.object.s3 import Credentials, S3Store
-from jfsd.object.s3url import parse_minio, parse_s3
 from jfsd.object.shards import ShardedStore, shard_buckets
 
 STORAGES = ("file", "s3", "minio")
@@ -20,6 +19,9 @@ PATIENCE_PER_RETRY_S = 12.0
 """A call is tried at least so long for each of its retries: two minutes for the usual ten."""
 
 _MAX_THREADS = 32
+
+_Keys: TypeAlias = tuple[str, str, str]
+"""Access key, secret key, session token."""
 
 
 def open_store(
@@ -51,11 +53,11 @@ def open_store(
     Raises:
         RefusedError: A storage that is not implemented, a bucket or key that does not parse.
     """
-    credentials = Credentials(access_key, secret_key, session_token)
+    keys = (access_key, secret_key, session_token)
     connections = max_uploads + max_downloads
     timeout_s = max(get_timeout_s, put_timeout_s)
     stores = [
-        _open_one(storage.lower(), each, credentials, connections, timeout_s, environ)
+        _open_one(storage.lower(), each, keys, connections, timeout_s, environ)
         for each in shard_buckets(bucket, shards)
     ]
     store: ObjectStore = stores[0] if len(stores) == 1 else ShardedStore(stores)
@@ -138,18 +140,22 @@ async def check_volume(store: ObjectStore, volume_name: str, uuid: str) -> bool:
 def _open_one(
     storage: str,
     bucket: str,
-    credentials: Credentials,
+    keys: _Keys,
     connections: int,
     timeout_s: float,
     environ: Mapping[str, str],
 ) -> ObjectStore:
     if storage == "file":
         return _open_directory(bucket, connections)
+    # Only for such a volume: it is a part of the pause of a restart.
+    from jfsd.object.s3 import Credentials, S3Store  # noqa: PLC0415
+    from jfsd.object.s3url import parse_minio, parse_s3  # noqa: PLC0415
+
     if storage == "s3":
         place = parse_s3(bucket, environ)
     elif storage == "minio":
         place = parse_minio(bucket, environ)
-        credentials = _minio_credentials(credentials, environ)
+        keys = _minio_keys(keys, environ)
     else:
         raise RefusedError(
             ExitCode.VOLUME_UNSUPPORTED,
@@ -157,7 +163,7 @@ def _open_one(
             f"jfsd knows {', '.join(STORAGES)}",
             "use juicefs for this volume",
         )
-    return S3Store(place, credentials, connections=connections, timeout_s=timeout_s)
+    return S3Store(place, Credentials(*keys), connections=connections, timeout_s=timeout_s)
 
 
 def _open_directory(bucket: str, connections: int) -> LocalStore:
@@ -171,8 +177,7 @@ def _open_directory(bucket: str, connections: int) -> LocalStore:
     return LocalStore(bucket, threads=min(connections, _MAX_THREADS))
 
 
-def _minio_credentials(given: Credentials, environ: Mapping[str, str]) -> Credentials:
-    if given.access_key:
+def _minio_keys(given: _Keys, environ: Mapping[str, str]) -> _Keys:
+    if given[0]:
         return given
-    access_key = environ.get("MINIO_ACCESS_KEY", "")
-    return Credentials(access_key, environ.get("MINIO_SECRET_KEY", ""), given.session_token)
+    return environ.get("MINIO_ACCESS_KEY", ""), environ.get("MINIO_SECRET_KEY", ""), given[2]

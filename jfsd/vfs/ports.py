@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from jfsd.record import Record
 from jfsd.types import Attr, Ino
 
 
@@ -51,8 +52,7 @@ class PosixLock(NamedTuple):
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Record):
     """What an administrator may choose about the file system's behaviour.
 
     Cache times in seconds: how long the kernel may answer without asking again.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from jfsd.object.base import StoreError
 from jfsd.object.limit import LimitedStore
 from jfsd.object.open import write_uuid
 from jfsd.object.retry import RetryingStore
+from jfsd.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def store(tmp_path: Path, volume: Volume) -> AsyncIterator[VolumeStore]:
 
 
 def moved(volume: Volume, place: Path) -> Volume:
-    return dataclasses.replace(volume, bucket=f"{place}/")
+    return replace(volume, bucket=f"{place}/")
 
 
 async def until(path: Path, store: VolumeStore) -> None:
@@ -88,7 +88,7 @@ async def test_a_bucket_that_cannot_be_used_yet_is_tried_again(
 async def test_limits_change_at_once_and_options_come_first(
     store: VolumeStore, volume: Volume, tmp_path: Path
 ) -> None:
-    changed = dataclasses.replace(volume, upload_limit_mbps=8, download_limit_mbps=80)
+    changed = replace(volume, upload_limit_mbps=8, download_limit_mbps=80)
     store.follow(changed)
     assert isinstance(store.inner, LimitedStore)
     assert (store.inner.upload.rate, store.inner.download.rate) == (1e6, 1e7)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import time
 
@@ -16,6 +15,7 @@ from jfsd.meta.codec import encode_attr
 from jfsd.meta.engine import FencedError
 from jfsd.meta.locks import LockType
 from jfsd.meta.session import Session, SessionInfo, rfc3339, take_turn
+from jfsd.record import replace
 from jfsd.types import Attr, NodeType
 
 VOLUME = bare_volume()
@@ -132,7 +132,7 @@ async def test_beat_follows_the_setting(meta, client) -> None:
     session.on_volume = seen.append
     await session.beat()
     assert not seen
-    client.set("setting", dataclasses.replace(VOLUME, trash_days=9).to_json())
+    client.set("setting", replace(VOLUME, trash_days=9).to_json())
     await session.beat()
     await session.beat()
     assert [volume.trash_days for volume in seen] == [9]
@@ -143,8 +143,8 @@ async def test_beat_follows_the_setting(meta, client) -> None:
     [
         (None, ExitCode.VOLUME_MISSING),
         (bare_volume().to_json(), ExitCode.VOLUME_CONFLICT),
-        (dataclasses.replace(VOLUME, meta_version=2).to_json(), ExitCode.VOLUME_UNSUPPORTED),
-        (dataclasses.replace(VOLUME, change_log=True).to_json(), ExitCode.VOLUME_UNSUPPORTED),
+        (replace(VOLUME, meta_version=2).to_json(), ExitCode.VOLUME_UNSUPPORTED),
+        (replace(VOLUME, change_log=True).to_json(), ExitCode.VOLUME_UNSUPPORTED),
     ],
 )
 async def test_run_ends_when_the_volume_is_no_more(meta, client, setting, code) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -23,6 +22,7 @@ from jfsd.meta.jobs.housekeeping import Housekeeping
 from jfsd.meta.locks import END_OF_FILE, LockType
 from jfsd.meta.session import Session, SessionInfo
 from jfsd.meta.status import read_status
+from jfsd.record import replace
 from jfsd.types import TRASH_INO, Caller, NodeType
 
 pytestmark = pytest.mark.promise(14)
@@ -303,7 +303,7 @@ async def test_a_dead_reference_is_cleaned_up(
 
 async def no_trash(meta) -> bytes:
     volume = Volume.parse(await meta.connection.call("GET", meta.keys.setting))
-    return dataclasses.replace(volume, trash_days=0).to_json()
+    return replace(volume, trash_days=0).to_json()
 
 
 async def test_nothing_leaks_after_our_jobs(

@@ -1,13 +1,12 @@
 """One row per option: parsing, ranges, and what a refusal says."""
 
-import dataclasses
-
 import pytest
 
 from jfsd.config.flags import BY_NAME, MOUNT_FLAGS, Flag, Kind
 from jfsd.config.formatflags import FORMAT_FLAGS
 from jfsd.config.settings import MountSettings
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import names
 
 
 @pytest.mark.parametrize("flag", [*MOUNT_FLAGS, *FORMAT_FLAGS], ids=lambda flag: flag.option)
@@ -28,7 +27,7 @@ def test_the_settings_have_the_rows_fields_with_the_rows_defaults(flag):
 
 
 def test_there_is_no_setting_without_a_row():
-    fields = {field.name for field in dataclasses.fields(MountSettings)}
+    fields = set(names(MountSettings))
     assert fields == {flag.field for flag in MOUNT_FLAGS}
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from jfsd.config.credentials import Credentials, check_complete, read_credential
 from jfsd.config.version import OWN_VERSION, parse_version
 from jfsd.config.volume import REMOVED, Volume, new_volume
 from jfsd.errors import ExitCode, RefusedError
+from jfsd.record import replace
 
 UUID = "8d7c3528-30f6-4e93-9a5d-8ee31c71b08c"
 

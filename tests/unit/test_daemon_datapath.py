@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from jfsd.config.settings import MountSettings
 from jfsd.config.volume import new_volume
 from jfsd.daemon.datapath import _is_on_one_disk
+from jfsd.record import replace
 
 
 @pytest.fixture

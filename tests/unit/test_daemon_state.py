@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from jfsd.daemon import takeover
 from jfsd.daemon.state import CRASHED_AT, FileRecord, Header, State, StateError
 from jfsd.daemon.state_view import describe, state_kept_by
 from jfsd.daemon.takeover import Takeover
+from jfsd.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ def test_an_unknown_layout_is_refused(state: State, monkeypatch: pytest.MonkeyPa
 
 
 def test_fields_of_a_newer_version_are_carried_over(state: State) -> None:
-    state.write_header(dataclasses.replace(HEADER, more={"colour": "green"}))
+    state.write_header(replace(HEADER, more={"colour": "green"}))
     again = reread(state)
     again.change(generation=5)
     assert reread(state).header.more == {"colour": "green"}
@@ -295,7 +295,7 @@ def test_a_view_refuses_what_it_cannot_read_and_says_how_to_go_on(harm: str) -> 
 
 
 def test_the_state_that_another_process_keeps_is_found_by_its_mount_point(state: State) -> None:
-    other = State.create(dataclasses.replace(HEADER, mountpoint="/mnt/y"))
+    other = State.create(replace(HEADER, mountpoint="/mnt/y"))
     foreign = os.memfd_create("jfsd-state")
     fd = state_kept_by(os.getpid(), "/mnt/y")
     assert os.path.samestat(os.fstat(fd), os.fstat(other.fd))
