@@ -5,9 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-import lz4.block
-import zstandard
-
 from jfsd.types import ReadableBuffer
 
 _ZSTD_LEVEL = 1
@@ -58,16 +55,21 @@ class Lz4:
     name = "lz4"
     identity = False
 
+    def __init__(self) -> None:
+        import lz4.block  # noqa: PLC0415 - most volumes have other codecs, or none
+
+        self._library = lz4.block
+
     def encode(self, block: ReadableBuffer) -> ReadableBuffer:
         """Compress even if it grows; readers rely on the codec."""
-        encoded: bytes = lz4.block.compress(block, store_size=False)
+        encoded: bytes = self._library.compress(block, store_size=False)
         return encoded
 
     def decode(self, stored: bytes, length: int) -> ReadableBuffer:
         """Decompress exactly `length` bytes."""
         try:
-            block: bytes = lz4.block.decompress(stored, uncompressed_size=length)
-        except lz4.block.LZ4BlockError as error:
+            block: bytes = self._library.decompress(stored, uncompressed_size=length)
+        except self._library.LZ4BlockError as error:
             raise DamagedDataError(str(error)) from error
         if len(block) != length:
             raise DamagedDataError(f"lz4 block has {len(block)} bytes, expected {length}")
@@ -81,13 +83,16 @@ class Zstd:
     identity = False
 
     def __init__(self) -> None:
+        import zstandard  # noqa: PLC0415 - most volumes have other codecs, or none
+
+        self._library = zstandard
         self._local = threading.local()
 
     def encode(self, block: ReadableBuffer) -> ReadableBuffer:
         """Compress even if it grows; readers rely on the codec."""
         encoder = getattr(self._local, "encoder", None)
         if encoder is None:
-            encoder = self._local.encoder = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+            encoder = self._local.encoder = self._library.ZstdCompressor(level=_ZSTD_LEVEL)
         encoded: bytes = encoder.compress(block)
         return encoded
 
@@ -95,13 +100,13 @@ class Zstd:
         """Decompress exactly `length` bytes; a frame that claims another size is refused."""
         decoder = getattr(self._local, "decoder", None)
         if decoder is None:
-            decoder = self._local.decoder = zstandard.ZstdDecompressor()
+            decoder = self._local.decoder = self._library.ZstdDecompressor()
         try:
-            claimed = zstandard.frame_content_size(stored)
+            claimed = self._library.frame_content_size(stored)
             if claimed not in {-1, length}:
                 raise DamagedDataError(f"zstd frame of {claimed} bytes, expected {length}")
             block: bytes = decoder.decompress(stored, max_output_size=length)
-        except zstandard.ZstdError as error:
+        except self._library.ZstdError as error:
             raise DamagedDataError(str(error)) from error
         if len(block) != length:
             raise DamagedDataError(f"zstd frame has {len(block)} bytes, expected {length}")

@@ -2,14 +2,18 @@
 
 Everything in this package that needs pyfuse3 takes it from here. The C module's
 symbols must be global before pyfuse3 is loaded, or pyfuse3 binds to libfuse
-directly; and pyfuse3 imports trio, which it does not use under asyncio and which
-takes longer to load than all else together: an empty module stands in for it.
+directly. Two modules that pyfuse3 imports and does not need take longer to load than
+all else together; while it is imported, others stand in for them: an empty one for
+trio, which it does not use under asyncio, and one without packages for
+importlib.metadata, which it asks for its own version ("unknown" then).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 if "pyfuse3" in sys.modules:
@@ -22,14 +26,33 @@ try:
 finally:
     sys.setdlopenflags(_flags)
 
-_stand_in = "trio" not in sys.modules
-if _stand_in:
-    sys.modules["trio"] = ModuleType("trio")
-try:
+
+
+@contextmanager
+def _standing_in(modules: dict[str, ModuleType]) -> Iterator[None]:
+    """Let these modules be imported instead of those that are not there yet."""
+    absent = {name: module for name, module in modules.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+def _no_packages() -> ModuleType:
+    """Return an importlib.metadata that knows of no package."""
+
+    def version(name: str) -> str:
+        raise LookupError(name)
+
+    module = ModuleType("importlib.metadata")
+    vars(module).update(PackageNotFoundError=LookupError, version=version)
+    return module
+
+
+with _standing_in({"trio": ModuleType("trio"), "importlib.metadata": _no_packages()}):
     import pyfuse3
-finally:
-    if _stand_in:
-        del sys.modules["trio"]
 
 JOURNAL_BYTES = _native.JOURNAL_BYTES
 JOURNAL_NOTES_AT = _native.JOURNAL_NOTES_AT

@@ -54,6 +54,15 @@ def test_trio_is_not_loaded_and_not_hidden():
     assert run(code) == "False\ntrio True"
 
 
+def test_packages_are_not_looked_for_and_not_hidden():
+    code = (
+        "import sys, jfsd.fuse.native\n"
+        "print('importlib.metadata' in sys.modules)\n"
+        "from importlib.metadata import version; print(version('pyfuse3') > '3')"
+    )
+    assert run(code) == "False\nTrue"
+
+
 @pytest.mark.parametrize(
     "arguments", ["", "fd=3", "fd=3, init_in=b'short'", "fd=-1, init_in=bytes(104)"]
 )
