@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from jfsd.cli import entry, fstab
+from jfsd.cli import fstab, group
 from jfsd.config import manual, roff
 from jfsd.config.document import ENVIRONMENT, EXIT_CODES, document
 from jfsd.config.flags import MOUNT_FLAGS
@@ -65,12 +65,12 @@ def jfsd_page() -> str:
 def _jfsd_parts() -> Iterator[str]:
     yield roff.head("jfsd", 1, "User Commands", "serve volumes in the JuiceFS format")
     yield roff.section("Synopsis", roff.literal("jfsd [--log-level LEVEL] COMMAND [ARGUMENT...]"))
-    yield roff.section("Description", *_help(entry.HELP), roff.paragraph("Metadata URLs: " + _URLS))
-    context = click.Context(entry.jfsd, info_name="jfsd")
-    yield roff.section("Options", *_options(entry.jfsd, context))
+    yield roff.section("Description", *_help(group.HELP), roff.paragraph("Metadata URLs: " + _URLS))
+    context = click.Context(group.jfsd, info_name="jfsd")
+    yield roff.section("Options", *_options(group.jfsd, context))
     yield roff.section("Commands")
-    for verb in entry.VERBS:
-        command = entry.jfsd.get_command(context, verb)
+    for verb in group.VERBS:
+        command = group.jfsd.get_command(context, verb)
         if command is not None:
             yield from _command(command, click.Context(command, context, info_name=verb))
     yield roff.section("Environment", roff.items((f"`{n}`", t) for n, t in ENVIRONMENT.items()))

@@ -1,6 +1,8 @@
-"""One line of an error for a person, with what to do about it."""
+"""One line for a person: an error with what to do about it, or what was done."""
 
 from __future__ import annotations
+
+import sys
 
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 
@@ -22,3 +24,11 @@ def line_of(error: JfsdError) -> str:
     """Return the error with its mend, on one line."""
     text = str(error) if isinstance(error, RefusedError) else f"{error}; {mend_of(error)}"
     return " ".join(text.split())
+
+
+def say(line: str, *, err: bool = True) -> None:
+    """Write a line to stderr, or else to stdout, whatever names of files are in it."""
+    stream = sys.stderr if err else sys.stdout
+    stream.flush()
+    stream.buffer.write(line.encode(errors="surrogateescape") + b"\n")
+    stream.flush()

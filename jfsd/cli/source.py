@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import click
+from typing import TYPE_CHECKING
 
 from jfsd.config.file import config_path, is_instance
 from jfsd.config.flags import Value
 from jfsd.config.source import Source
 from jfsd.errors import ExitCode, RefusedError
+
+if TYPE_CHECKING:
+    from click import UsageError
 
 
 def source_of(words: Sequence[str], config: str | None, overrides: Mapping[str, Value]) -> Source:
@@ -32,7 +34,7 @@ def source_of(words: Sequence[str], config: str | None, overrides: Mapping[str, 
         for name, value in overrides.items()
     }
     if len(words) > 2:
-        raise click.UsageError(f"Got unexpected extra argument ({words[2]})")
+        raise usage_error(f"Got unexpected extra argument ({words[2]})")
     if len(words) == 2:
         return Source(absolute(config), words[0], absolute(words[1]), overrides)
     if config is not None:
@@ -40,9 +42,9 @@ def source_of(words: Sequence[str], config: str | None, overrides: Mapping[str, 
             return Source(absolute(config), words[0], "", overrides)
         return Source(absolute(config), "", absolute("".join(words)), overrides)
     if not words:
-        raise click.UsageError("Missing argument 'META-URL'")
+        raise usage_error("Missing argument 'META-URL'")
     if is_url(words[0]):
-        raise click.UsageError("Missing argument 'MOUNTPOINT'")
+        raise usage_error("Missing argument 'MOUNTPOINT'")
     return Source(configured(words[0]), "", "", overrides)
 
 
@@ -71,3 +73,10 @@ def is_url(word: str) -> bool:
 def absolute(path: str | None) -> str:
     """Return the path from the root, without looking at it; "" stays ""."""
     return os.path.abspath(path) if path else ""  # noqa: PTH100 - resolve() would look
+
+
+def usage_error(text: str) -> UsageError:
+    """Return a complaint about the words of a command."""
+    from click import UsageError  # noqa: PLC0415 - a server is started without click
+
+    return UsageError(text)

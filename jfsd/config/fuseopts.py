@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from jfsd.errors import ExitCode, RefusedError
@@ -158,6 +157,8 @@ def _check_known(word: str) -> None:
         raise RefusedError(ExitCode.USAGE, f"-o {name}", _ABSENT[name], mend)
     if name in _VALUED:
         raise RefusedError(ExitCode.USAGE, f"-o {name}", "needs a value", f"give {name}=VALUE")
+    import difflib  # noqa: PLC0415 - for the message of an error
+
     near = difflib.get_close_matches(name, sorted(_OURS | _KERNEL | _SILENT | _VALUED), n=1)
     mend = f"did you mean {near[0]}?" if near else "leave it out"
     raise RefusedError(ExitCode.USAGE, f"-o {word}", "is not a known mount option", mend)

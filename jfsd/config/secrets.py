@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
 
 _NONCE_BYTES = 12
@@ -51,4 +50,6 @@ def unseal(stored: str, uuid: str) -> str:
 
 
 def _key(uuid: str) -> bytes:
+    import hashlib  # noqa: PLC0415 - loads OpenSSL's, and most volumes have no secret
+
     return hashlib.md5(uuid.encode(), usedforsecurity=False).digest()

@@ -6,7 +6,6 @@ differences are named while the running server serves.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -140,7 +139,9 @@ def _check_live(holder: HolderClient, wanted: Background) -> list[Difference]:
     finally:
         for _, fd in kept:
             os.close(fd)
-    from jfsd.daemon.trial import volume_at  # noqa: PLC0415 - a fresh mount does not need it
+    import asyncio  # noqa: PLC0415 - a fresh mount needs neither
+
+    from jfsd.daemon.trial import volume_at  # noqa: PLC0415
 
     uuid = asyncio.run(volume_at(wanted.meta_url)).uuid
     settings = keeping_fixed(wanted.settings, header, wanted.may_keep)

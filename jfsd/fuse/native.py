@@ -27,7 +27,6 @@ finally:
     sys.setdlopenflags(_flags)
 
 
-
 @contextmanager
 def _standing_in(modules: dict[str, ModuleType]) -> Iterator[None]:
     """Let these modules be imported instead of those that are not there yet."""

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from jfsd import __version__
 from jfsd.cli import main
-from jfsd.cli.entry import VERBS, jfsd
+from jfsd.cli.group import VERBS, jfsd
 from jfsd.cli.options import flag_options, given_options
 from jfsd.config.credentials import password_of
 from jfsd.config.document import EXIT_CODES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jfsd.cli.entry import VERBS
+from jfsd.cli.group import VERBS
 from jfsd.cli.manual import GENERATED, jfsd_page, mount_page, write
 from jfsd.config import roff
 from jfsd.config.file import KEYS, read_config
