@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -27,7 +28,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; an error is one line on stderr."""
     arguments = list(sys.argv[1:] if args is None else args)
     has_live_mount = "state" in promised() and under_systemd()
-    code = _run(arguments)
+    try:
+        code = _run(arguments)
+    finally:
+        gc.enable()
+    if args is None:
+        gc.freeze()  # the process ends: not even its end need look through all of it
     return _postpone(code) if has_live_mount and code in FINAL else code
 
 
@@ -48,6 +54,7 @@ def _run(arguments: list[str]) -> int:
 
 def _mount(arguments: list[str]) -> int:
     """Serve; without click, if the words are as plain as those of a service or a holder."""
+    gc.disable()  # what is loaded stays: looking through it costs a tenth of the start
     from jfsd.cli.words import read  # noqa: PLC0415 - other verbs need none of it
 
     asked = read(arguments[1:])

@@ -5,7 +5,6 @@ Nothing here needs click: see `jfsd.cli.words`.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -52,8 +51,7 @@ def serve(
         _mount_background(source, meta_url, mountpoint, settings)
         return None
     place = _check_place(mountpoint, settings)
-    gc.disable()  # what is loaded stays: looking through it costs a tenth of the start
-    from jfsd.daemon.app import run_mount  # noqa: PLC0415 (half a second of imports)
+    from jfsd.daemon.app import run_mount  # noqa: PLC0415 (the greater part of a start)
 
     return run_mount(meta_url, place, settings, source, set_aside=set_aside)
 

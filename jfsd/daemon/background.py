@@ -17,8 +17,6 @@ from jfsd.daemon.holder import WATCHDOG_S, start_holder
 from jfsd.daemon.holder_link import HolderClient
 from jfsd.daemon.holder_place import HeldError, HolderError, Place
 from jfsd.daemon.program import module_command
-from jfsd.daemon.state import read_header
-from jfsd.daemon.takeover import STATE, check_same_mount, keeping_fixed
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.fuse import mount as mounting
 from jfsd.record import Record
@@ -130,6 +128,13 @@ def _take_over(holder: HolderClient, wanted: Background) -> Outcome:
 
 def _check_live(holder: HolderClient, wanted: Background) -> list[Difference]:
     """Return if the mount that is live can be served as it is wanted, and but for what."""
+    # A fresh mount, whose start somebody waits for, needs none of these.
+    import asyncio  # noqa: PLC0415
+
+    from jfsd.daemon.state import read_header  # noqa: PLC0415
+    from jfsd.daemon.takeover import STATE, check_same_mount, keeping_fixed  # noqa: PLC0415
+    from jfsd.daemon.trial import volume_at  # noqa: PLC0415
+
     kept = holder.descriptors()
     try:
         fds = [fd for name, fd in kept if name == STATE]
@@ -139,9 +144,6 @@ def _check_live(holder: HolderClient, wanted: Background) -> list[Difference]:
     finally:
         for _, fd in kept:
             os.close(fd)
-    import asyncio  # noqa: PLC0415 - a fresh mount needs neither
-
-    from jfsd.daemon.trial import volume_at  # noqa: PLC0415
 
     uuid = asyncio.run(volume_at(wanted.meta_url)).uuid
     settings = keeping_fixed(wanted.settings, header, wanted.may_keep)
