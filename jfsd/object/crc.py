@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 def crc32c(body: ReadableBuffer) -> int:
     """Return the checksum of some bytes."""
-    # The package asks importlib.metadata for its own version when it is imported: a tenth of
-    # a start. It is there soon after (jfsd.daemon.later).
+    # The package asks importlib.metadata for its own version when it is imported, which is a
+    # tenth of a start. The first block that is cached pays for it, in its thread.
     from crc32c import crc32c as native  # noqa: PLC0415
 
     return int(native(body))

@@ -9,6 +9,7 @@ from jfsd.config.volume import Volume, new_volume
 from jfsd.meta.client import Meta
 from jfsd.meta.connection import Connection
 from jfsd.meta.url import parse_meta_url
+from jfsd.record import replace
 from jfsd.types import Caller
 
 if TYPE_CHECKING:
@@ -37,6 +38,5 @@ async def open_meta(
 
 def bare_volume(**changes: object) -> Volume:
     """A volume on a directory that is never used."""
-    import dataclasses
 
-    return dataclasses.replace(new_volume("bare", "file", "/nowhere/"), **changes)
+    return replace(new_volume("bare", "file", "/nowhere/"), **changes)

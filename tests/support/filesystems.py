@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import TYPE_CHECKING
 
 from jfsd.config.settings import MountSettings
@@ -13,6 +12,7 @@ from jfsd.meta.format import store_volume, stored_setting
 from jfsd.meta.jobs.housekeeping import Housekeeping
 from jfsd.meta.session import Session, SessionInfo
 from jfsd.object.open import open_store
+from jfsd.record import replace
 from jfsd.vfs.ports import Options
 from jfsd.vfs.vfs import Vfs
 
@@ -30,7 +30,7 @@ _SETTINGS = MountSettings(cache_size_bytes=0, buffer_size_bytes=64 << 20)
 async def make_volume(url: str, path: Path, **changes: object) -> Volume:
     """Format the database with a volume on `path`."""
     path.mkdir(exist_ok=True)
-    volume = dataclasses.replace(new_volume("test", "file", f"{path}/"), **changes)
+    volume = replace(new_volume("test", "file", f"{path}/"), **changes)
     async with open_meta(url, "format") as meta:
         await store_volume(meta.connection, volume, await stored_setting(meta.connection))
     return volume
