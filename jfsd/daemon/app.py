@@ -22,9 +22,8 @@ import uvloop
 
 from jfsd import __version__
 from jfsd import log as logs
-from jfsd.chunk.blocks import BlockStore
 from jfsd.config.credentials import with_credentials
-from jfsd.config.runtime import MountRecord, find, register, unregister
+from jfsd.config.runtime import MountRecord, register
 from jfsd.config.settings import MountSettings
 from jfsd.config.source import Source, Wanted, given
 from jfsd.config.volume import Volume
@@ -32,7 +31,7 @@ from jfsd.daemon.aftermath import clear_away, settle
 from jfsd.daemon.answers import Answers, reloading, upgrading
 from jfsd.daemon.control import Control
 from jfsd.daemon.datapath import DataPath
-from jfsd.daemon.drain import flush_all
+from jfsd.daemon.ending import Ending
 from jfsd.daemon.former import Former
 from jfsd.daemon.handover import HANDOVER_SIGNAL, Handover
 from jfsd.daemon.holder import WATCHDOG_S, start_holder
@@ -61,7 +60,6 @@ from jfsd.daemon.takeover import (
     fixed_options,
     park,
     take_over,
-    unpark,
 )
 from jfsd.daemon.telling import Telling
 from jfsd.daemon.timing import Timing
@@ -93,9 +91,6 @@ META_PATIENCE_S = 300.0
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a start that a signal undid."""
-
-FLUSH_PATIENCE_S = 300.0
-"""How long a stop waits while nothing more is stored; then it says what is lost, and fails."""
 
 START_BEAT_S = 5.0
 """How often a start that takes long asks for more time."""
@@ -145,27 +140,17 @@ class _Server:
         self._settings = settings
         self._timing = Timing()
         self._life = Life()
-        self._failure: JfsdError | None = None
-        self._cut_off: JfsdError | None = None
         self._notifier = Notifier.from_environ()
         self._control: Control
         self._takeover: Takeover | None = None
         self._fresh: Fresh | None = None
-        self._may_mount = mounting.may_mount()
-        self._left_open = False
+        self._ending: Ending
         self._standby: Standby | None = None
-        self._record: MountRecord | None = None
-        self._fenced = False
         self._waits_for = "its turn"
         self._telling = Telling(self._timing)
         self._hangup = False
         self._set_aside = set_aside
         self._former = Former(None, self._source, serves=False)
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the mount outlives this process: a newer server has it, or shall have."""
-        return self._fenced or (self._takeover is not None and self._life.phase is Phase.STARTING)
 
     async def run(self) -> int:
         """Start, serve, end."""
@@ -176,13 +161,19 @@ class _Server:
         else:
             self._takeover = found
         self._go_on_with_what_is_fixed()
+        ending = self._ending = Ending(
+            self._mountpoint,
+            self._life,
+            self._notifier,
+            adopted=self._takeover is not None,
+            fresh=self._fresh is not None,
+        )
         reach("adopt.loaded")
         self._on_early_signals()
         async with AsyncExitStack() as stack:
             patience = asyncio.create_task(self._ask_for_time(), name="start")
             stack.callback(patience.cancel)
-            stack.callback(self._unregister)
-            stack.callback(self._unpark)  # last but one: until all is stored a keeper can go on
+            ending.push_first(stack)
             meta, session, volume = await self._open_meta(stack)
             store = await self._open_store(stack, volume)
             root = await self._find_root(meta)
@@ -200,7 +191,7 @@ class _Server:
                 arena_fd=self._takeover.arena_fd if self._takeover else None,
                 journal=SliceJournal(state),
             )
-            await path.start(stack, partial(self._settle, meta, state, path.blocks))
+            await path.start(stack, partial(ending.settle, meta, state, path.blocks))
             self._timing.mark("data")
             jobs = Housekeeping(meta, path.blocks.delete_slice)
             stack.push_async_callback(jobs.close)
@@ -227,7 +218,7 @@ class _Server:
                 self._notifier,
                 watching,
             ).listen(self._control)
-            stack.push_async_callback(self._flush, path)
+            stack.push_async_callback(ending.flush, path.writer)
             await self._restore(state, vfs, path)
             self._timing.mark("restore")
             patience.cancel()
@@ -235,10 +226,7 @@ class _Server:
             stack.push_async_callback(switch.set, False)
             await self._serve(stack, vfs, volume, session, switch, state, path, store, watching)
         self._life.enter(Phase.ENDED)
-        failure = self._failure or self._cut_off
-        if failure is not None:
-            raise failure
-        return self._verdict()
+        return ending.verdict()
 
     # -- start --------------------------------------------------------------------------------
 
@@ -344,7 +332,7 @@ class _Server:
         reach("start.claimed")
         await session.open(self._takeover.state.header.sid if self._takeover else 0)
         reach("start.session")
-        stack.push_async_callback(self._close_session, meta, session)
+        stack.push_async_callback(self._ending.close_session, meta, session)
 
     def _open_state(self, meta: Meta, volume: Volume, root: Ino) -> State:
         """Return the mount's state: the one handed over, with our generation, or a new one."""
@@ -410,7 +398,7 @@ class _Server:
     def _register(self, volume: Volume) -> None:
         """Let commands find the mount."""
         settings = self._settings
-        self._record = MountRecord(
+        record = self._ending.record = MountRecord(
             self._mountpoint,
             self._meta_url,
             volume.name,
@@ -423,7 +411,7 @@ class _Server:
             version=__version__,
             layout=LAYOUT,
         )
-        register(self._record)
+        register(record)
 
     def _request_journal(self, init_in: bytes) -> RequestJournal | None:
         """Return what must be kept of requests in flight, None if the kernel does it."""
@@ -448,7 +436,7 @@ class _Server:
         self._register(volume)
         mounted = self._mount(volume, state)
         stack.callback(os.close, mounted.fd)
-        stack.callback(self._detach, mounted)
+        stack.callback(self._ending.detach, mounted)
         journal = self._request_journal(mounted.init_in)
         kernel = Session(
             vfs,
@@ -468,7 +456,7 @@ class _Server:
             kept.insert(0, Kept(REQUESTS, journal.fd))
         native.note_crashes(state.memory, CRASHED_AT)
         handover = Handover(kernel, vfs, state, self._telling.complete)
-        stopper = self._stopper(stack, mounted, kernel, handover, path)
+        stopper = self._ending.stopper(mounted, kernel, handover, path.writer, settings.stop_wait_s)
         succession = Succession(handover, self._notifier, lambda: kept)
         self._on_signals(stopper, handover, succession)
         self._control.on("upgrade", upgrading(succession, state))
@@ -519,7 +507,7 @@ class _Server:
         await jobs.set(not settings.no_bgjob)
         try:
             await kernel.serve(ready)
-            self._cut_off = await cut_off(mounted)
+            self._ending.cut_off = await cut_off(mounted)
             self._life.enter(Phase.FLUSHING)
         finally:
             for task in helpers:
@@ -610,12 +598,12 @@ class _Server:
             await session.run()
         except FencedError as error:
             log.error("this server ends: %s", error)  # noqa: TRY400
-            self._failure = JfsdError(str(error))
-            self._fenced = True
+            self._ending.failure = JfsdError(str(error))
+            self._ending.fenced = True
             kernel.stop()
         except RefusedError as error:
             log.error("the mount ends: %s", error)  # noqa: TRY400 - the error is the message
-            self._failure = error
+            self._ending.failure = error
             stopper.request()
 
     def _on_early_signals(self) -> None:
@@ -651,101 +639,10 @@ class _Server:
     def _changed(self, settings: MountSettings) -> None:
         """Note what a reload has changed; who looks at the record sees it, too."""
         self._settings = settings
-        if self._record is not None:
-            self._record = replace(self._record, options=settings.as_texts())
-            register(self._record)
-
-    # -- end ----------------------------------------------------------------------------------
-
-    def _detach(self, mounted: Mounted) -> None:
-        """Leave no dead mount behind when serving failed; one that is handed on stays."""
-        entry = mounting.find(self._mountpoint)
-        if not self._may_mount or self._goes_on:
-            return
-        if entry is not None and entry.device == mounted.device:
-            with suppress(RefusedError):
-                mounting.umount(self._mountpoint, lazy=True)
-
-    def _unpark(self) -> None:
-        """Take the descriptors back from the keeper: the mount is gone."""
-        if not self._goes_on and not (self._fresh and self._life.phase is Phase.STARTING):
-            unpark(self._notifier)
-
-    def _stopper(
-        self,
-        stack: AsyncExitStack,
-        mounted: Mounted,
-        kernel: Session,
-        handover: Handover,
-        path: DataPath,
-    ) -> Stopper | Leaver:
-        """Return what ends the mount, or only this server, when somebody asks for it."""
-        patience_s = self._settings.stop_wait_s
-        if self._may_mount:
-            return Stopper(self._mountpoint, kernel, patience_s)
-        leaver = Leaver(
-            mounted,
-            kernel,
-            patience_s,
-            flush=path.writer.flush_all,
-            leave=handover.request,
-            notifier=self._notifier,
-        )
-        stack.callback(self._note_left_open, leaver)
-        return leaver
-
-    def _note_left_open(self, stopper: Leaver) -> None:
-        self._left_open = stopper.cut_off
-
-    def _verdict(self) -> int:
-        """Return what a service manager should know: see docs/SERVICE.md."""
-        if self._may_mount or self._goes_on:
-            return ExitCode.OK
-        if self._left_open:
-            return ExitCode.BUSY
-        return ExitCode.NOT_MOUNTED
-
-    async def _close_session(self, meta: Meta, session: MetaSession) -> None:
-        """Leave nothing of the mount in Redis, unless another server goes on with it."""
-        if not self._goes_on:
-            await session.close()
-            reach("stop.closed")
-            await meta.forget_mount()
-
-    def _unregister(self) -> None:
-        """Remove our record, or leave in it why this server ended."""
-        if self._record is None:
-            return
-        if self._failure is not None and find(self._mountpoint) == self._record:
-            register(replace(self._record, failure=str(self._failure)))
-        else:
-            unregister(self._mountpoint, self._record.pid)
-
-    async def _settle(self, meta: Meta, state: State, blocks: BlockStore) -> None:
-        """Leave no objects that were being written or deleted for nobody."""
-        if not self._goes_on and not self._settings.read_only:
-            try:
-                await settle(state.drafts(), state, meta, blocks.delete_slice)
-            except OSError as error:
-                log.warning("objects without a slice may be left behind: %s", error)
-
-    async def _flush(self, path: DataPath) -> None:
-        """Store what was written; what cannot be stored in time is named, and lost."""
-        if self._goes_on:
-            return
-        reach("stop.unmounted")
-        try:
-            await flush_all(path.writer, self._notifier, FLUSH_PATIENCE_S)
-            reach("stop.flushed")
-        except (ExceptionGroup, TimeoutError) as error:
-            files = ", ".join(str(ino) for ino in path.writer.dirty_files[:20])
-            log.error("not stored: inodes %s (%s)", files, error)  # noqa: TRY400
-            self._failure = RefusedError(
-                ExitCode.STORE_UNREACHABLE,
-                f"inodes {files}",
-                "what was written to them could not be stored and is lost",
-                "see the log for the store's error, and write them again",
-            )
+        record = self._ending.record
+        if record is not None:
+            self._ending.record = replace(record, options=settings.as_texts())
+            register(self._ending.record)
 
 
 def _options(settings: MountSettings, root: Ino, *, acls: bool) -> Options:

@@ -67,6 +67,8 @@ class Connection:
         self._wire: Wire | None = None
         self._connected_s = 0.0
         self._server_run = b""
+        self._info: Reply = None
+        """What the server said of itself when it was connected to."""
         self._client_id = b""
         self._target: tuple[str, int] | None = None
         self._backlog: deque[Request] = deque()
@@ -220,10 +222,12 @@ class Connection:
         The server may still have it in a buffer, and would find its identity forgotten later.
         Ids of clients begin anew with each run of a server.
         """
-        run = _field(await self._ask(wire, "INFO", "server"), "run_id")
+        self._info, client_id = await asyncio.gather(
+            self._ask(wire, "INFO", "server"), self._ask(wire, "CLIENT", "ID")
+        )
+        run = _field(self._info, "run_id")
         if self._client_id and run and run == self._server_run:
             await self._ask(wire, "CLIENT", "KILL", "ID", self._client_id)
-        client_id = await self._ask(wire, "CLIENT", "ID")
         self._client_id = b"%d" % client_id if isinstance(client_id, int) else b""
         self._server_run = run
 
@@ -318,7 +322,7 @@ class Connection:
         Raises:
             RefusedError: META_UNREACHABLE; not Redis, too old, or scripts are disabled.
         """
-        info = await self._reply("INFO", "server")
+        info = self._info
         version = _version(info) if isinstance(info, bytes) else None
         if isinstance(info, ReplyError) and info.code in ("NOAUTH", "NOPERM"):
             raise _refusal(self.url, info)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import lifecycle, scaling, workloads
-from bench.targets import FIRST_ANSWER, MEMORY, STALL, TARGETS
+from bench.targets import BACKGROUND, FOREGROUND, MEMORY, STALL, TARGETS
 from bench.workloads import CPU, WORKLOADS, Size
 from support.clients import Jfsd, JuiceFS, Storage
 from support.redis import RedisServer
@@ -199,8 +199,12 @@ def lives(bed: Bed, found: Found, arguments: argparse.Namespace) -> None:
     for _ in range(times):
         for db, client in enumerate(bed.clients):
             where = bed.session.directory("f"), bed.session.directory("c")
-            took = lifecycle.first_answer_ms(client, bed.redis.url(db), *where)
-            found.setdefault(FIRST_ANSWER, {}).setdefault(client.name, []).append(took)
+            for figure, measure in (
+                (BACKGROUND, lifecycle.background_ms),
+                (FOREGROUND, lifecycle.foreground_ms),
+            ):
+                took = measure(client, bed.redis.url(db), *where)
+                found.setdefault(figure, {}).setdefault(client.name, []).append(took)
     for db, client in enumerate(bed.clients):
         where = bed.session.directory("f"), bed.session.directory("c")
         stalls = lifecycle.restart_stalls(client, bed.redis.url(db), *where, times)

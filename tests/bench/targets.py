@@ -20,7 +20,12 @@ class Target(NamedTuple):
 
 
 MEMORY = "resident memory after all of it MiB"
-FIRST_ANSWER = "mount to first answer ms"
+BACKGROUND = "mount -d until it returns and answers ms"
+"""What the target speaks of: a program can only ask when the command has returned."""
+
+FOREGROUND = "foreground mount to first answer ms"
+"""The same without the wait for the command, as a service manager starts it; has no target."""
+
 STALL = "stall of a planned restart ms"
 
 TARGETS = {
@@ -41,7 +46,7 @@ TARGETS = {
     "create, 1 ms to Redis /s": Target(2.0),
     "rename, 1 ms to Redis /s": Target(2.0),
     MEMORY: Target(0.7, less_is_better=True),
-    FIRST_ANSWER: Target(0.6, less_is_better=True),
+    BACKGROUND: Target(0.6, less_is_better=True),
     STALL: Target(0.7, less_is_better=True),
 }
 """By the name of the figure; the others are watched without a target."""
