@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 import re
 
-_SIZE = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgtpe]?)(?P<tail>i?b)?", re.IGNORECASE | re.ASCII
-)
+# Patterns are compiled when they are used: a start needs few of them, or none.
+_ANY_CASE = re.IGNORECASE | re.ASCII
+_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgtpe]?)(?P<tail>i?b)?"
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(us|µs|ms|s|m|h|d)")
-_PLAIN = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+_TIME = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(us|µs|ms|s|m|h|d)"
+_PLAIN = r"[0-9]+(\.[0-9]*)?|\.[0-9]+"
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_RATE = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?:bps|bit/s)?", re.IGNORECASE | re.ASCII
-)
+_RATE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?:bps|bit/s)?"
 _MBPS = {"k": 1e-3, "": 1.0, "m": 1.0, "g": 1e3, "t": 1e6}
 
 MAX_BYTES = (1 << 63) - 1
@@ -35,7 +33,7 @@ def parse_bytes(text: str, unit: str = "") -> int:
     Raises:
         ValueError: The text is no size, or no whole number of bytes below 2^63.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), _ANY_CASE)
     if match is None:
         raise ValueError("is not a size (a number and one of B K M G T P)")
     letter = match["unit"] or ("" if match["tail"] else unit)
@@ -79,9 +77,9 @@ def parse_seconds(text: str) -> float:
         ValueError: The text is no length of time.
     """
     text = text.strip()
-    if _PLAIN.fullmatch(text):
+    if re.fullmatch(_PLAIN, text):
         return float(text)
-    parts = _TIME.findall(text)
+    parts = re.findall(_TIME, text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError("is not a time (such as 500ms, 1s, 1m30s or 1h)")
     return math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
@@ -108,7 +106,7 @@ def parse_mbps(text: str) -> int:
     Raises:
         ValueError: The text is no bandwidth, or no whole number of Mbit/s.
     """
-    match = _RATE.fullmatch(text.strip())
+    match = re.fullmatch(_RATE, text.strip(), _ANY_CASE)
     if match is None:
         raise ValueError("is not a bandwidth (Mbit/s, or a number and one of M G T)")
     rate = float(match["number"]) * _MBPS[match["unit"].lower()]

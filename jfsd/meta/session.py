@@ -20,7 +20,7 @@ import logging
 import os
 import random
 import socket
-from datetime import UTC, datetime
+import time
 from typing import TYPE_CHECKING, Final
 
 import jfsd
@@ -80,7 +80,7 @@ class SessionInfo(Record):
 def rfc3339(time_ns: int) -> str:
     """Return a time in UTC as the reference writes it: RFC 3339, no zeros at the end."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     fraction = f".{nanoseconds:09}".rstrip("0") if nanoseconds else ""
     return f"{text}{fraction}Z"
 

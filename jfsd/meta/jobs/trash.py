@@ -5,7 +5,6 @@ Crash story: a SIGKILL leaves an hourly directory with fewer entries, which the 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from jfsd import clock
@@ -48,6 +47,8 @@ class TrashReaper:
 
 def parse_hour(name: bytes) -> int | None:
     """Return the second at which an hourly directory's hour began; None if it is none."""
+    from datetime import UTC, datetime  # noqa: PLC0415 - a start has no use for it
+
     try:
         return int(datetime.strptime(name.decode(), HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
     except ValueError:
