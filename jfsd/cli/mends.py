@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from io import StringIO
+from typing import TextIO
 
 from jfsd.errors import ExitCode, JfsdError, RefusedError
 
@@ -28,7 +30,12 @@ def line_of(error: JfsdError) -> str:
 
 def say(line: str, *, err: bool = True) -> None:
     """Write a line to stderr, or else to stdout, whatever names of files are in it."""
-    stream = sys.stderr if err else sys.stdout
+    stream: TextIO | None = sys.stderr if err else sys.stdout
+    if stream is None:  # closed by whoever started us
+        return
+    if isinstance(stream, StringIO):
+        stream.write(f"{line}\n")
+        return
     stream.flush()
     stream.buffer.write(line.encode(errors="surrogateescape") + b"\n")
     stream.flush()
