@@ -46,7 +46,7 @@ class Record:
         """Make the table of the class's fields."""
         del kw_only  # for the type checker, PEP 681
         table = dict(cls._table)
-        for name in vars(cls).get("__annotations__", ()):
+        for name in cls.__annotations__:
             said = vars(cls).get(name, _REQUIRED)
             if isinstance(said, _Field):
                 delattr(cls, name)

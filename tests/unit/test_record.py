@@ -116,5 +116,9 @@ def test_fields_follow_those_of_the_class_above():
     class Below(Place):
         depth: int = 1
 
+    class Same(Place):
+        """Without fields of its own."""
+
     assert names(Below) == ("path", "size", "secret", "words", "depth")
     assert Below("/a", depth=2).doubled == 8
+    assert names(Same) == names(Place)
