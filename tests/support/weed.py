@@ -7,6 +7,7 @@ import os
 import signal
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import NamedTuple
 
 from support.session import Service, Session, clean_env, free_ports, program, wait_until
@@ -123,8 +124,17 @@ class WeedServer:
         return found
 
     def pause(self) -> None:
-        """Make the server hang."""
+        """Make the server hang: none of its threads runs any more when this returns."""
         self.service.signal(signal.SIGSTOP)
+        wait_until(self._is_stopped, 10, "stopped weed")
+
+    def _is_stopped(self) -> bool:
+        """A signal is on its way for a while, and other threads may still answer."""
+        threads = Path(f"/proc/{self.service.pid}/task").glob("*/stat")
+        try:
+            return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads)
+        except OSError:
+            return False  # one has just ended
 
     def resume(self) -> None:
         """Let a hung server go on."""
