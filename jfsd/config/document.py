@@ -41,6 +41,11 @@ ENVIRONMENT = {
     "SESSION_TOKEN": "Session token of the object store.",
     "JFS_RSA_PASSPHRASE": "Passphrase of the RSA key of an encrypted volume.",
     "JFS_S3_VHOST_STYLE": "If set and not 0 or false: virtual-host requests to custom endpoints.",
+    "AWS_ACCESS_KEY_ID": "With `AWS_SECRET_ACCESS_KEY`: keys of an S3 store, if nothing else names"
+    " any; without them the machine's profile or role is asked.",
+    "AWS_CA_BUNDLE": "File of authorities for an S3 store, if its URL has no `ca-certs`.",
+    "HTTP_PROXY": "Proxy of an S3 store over http (`HTTPS_PROXY`: over https), except for the hosts"
+    " in `NO_PROXY`. Each request costs a millisecond more of processor time.",
     "JFSD_CONFIG_DIR": "Directory of configuration files, instead of /etc/jfs.",
     "JFSD_RUNTIME_DIR": "Directory of the records of served mounts, instead of /run/jfsd.",
 }

@@ -1,11 +1,12 @@
-"""What the errors of an S3 service and of the client library mean, and what mends them."""
+"""What the errors of an S3 service mean, and what mends them.
+
+One table for both ways to the service: the lean one, and that through the client library.
+"""
 
 from __future__ import annotations
 
 import ssl
-
-import aiohttp
-from botocore import exceptions as boto
+from typing import TYPE_CHECKING
 
 from jfsd.object.base import (
     ObjectMissingError,
@@ -15,10 +16,12 @@ from jfsd.object.base import (
 )
 from jfsd.object.s3url import S3Location
 
-FAILURES = (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, OSError)
-"""Everything that a call of the library may raise, besides defects."""
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
-_NO_KEYS = "give --access-key and --secret-key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+BEYOND_END = frozenset(("InvalidRange", "416"))
+"""Codes for a range that begins behind the object's end."""
+
 _CHECK_KEYS = "correct the access key and the secret key"
 _REGION = "name the bucket's region in its URL"
 _EXPIRED = "give fresh credentials"
@@ -57,38 +60,12 @@ _PASSING = frozenset(
     )
 )
 _TOO_MANY = 429
-_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
-_UNUSABLE = (boto.InvalidRegionError, boto.ParamValidationError, ValueError)
 _DEEPEST = 8
 
 
-def code_of(error: BaseException) -> str:
-    """Return the service's error code, or "" for an error of another kind."""
-    if isinstance(error, boto.ClientError):
-        return str(error.response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def translate(error: BaseException, what: str, location: S3Location) -> StoreError:
-    """Return our error for `error`; its text names the place and holds no secret."""
-    if isinstance(error, boto.ClientError):
-        return _of_service(error, what, location)
-    if isinstance(error, _CREDENTIALS):
-        return StoreRefusedError(f"{location}: there are no credentials ({error}); {_NO_KEYS}")
-    if isinstance(error, _UNUSABLE):
-        return StoreRefusedError(f"{location}: {error}; correct the bucket's URL")
-    if _is_certificate(error):
-        return StoreRefusedError(
-            f"{location}: its certificate is not trusted ({error});"
-            " name its authority with ?ca-certs=FILE in the bucket's URL"
-        )
-    return StoreError(f"{location}: {what}: {error or type(error).__name__}")
-
-
-def _of_service(error: boto.ClientError, what: str, location: S3Location) -> StoreError:
-    code = code_of(error)
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    text = str(error.response.get("Error", {}).get("Message", "")).strip()
+def of_service(status: int, code: str, text: str, what: str, location: S3Location) -> StoreError:
+    """Return our error for an answer; its text names the place and holds no secret."""
+    text = " ".join(text.split())
     if code in _REFUSED:
         rule, mend = _REFUSED[code]
         return StoreRefusedError(f"{location}: {rule} ({what}: {code}); {mend}")
@@ -99,6 +76,59 @@ def _of_service(error: boto.ClientError, what: str, location: S3Location) -> Sto
         return StoreFullError(shown)
     passing = code in _PASSING or status == _TOO_MANY or status >= 500 or status < 400
     return StoreError(shown, retryable=passing)
+
+
+def of_connection(error: BaseException, what: str, location: S3Location) -> StoreError:
+    """Return our error for a call that got no answer."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if _is_certificate(error):
+        return StoreRefusedError(
+            f"{location}: its certificate is not trusted ({text});"
+            " name its authority with ?ca-certs=FILE in the bucket's URL"
+        )
+    return StoreError(f"{location}: {what}: {text}")
+
+
+def read_error(status: int, body: bytes) -> tuple[str, str]:
+    """Return code and text of an error's answer, by its status where the body tells nothing.
+
+    A body of XML that is no error of S3's is that of a proxy or a gateway, whatever its
+    status: the code is "" then, which means nothing but failure.
+    """
+    plain = str(status), _phrase(status)
+    body = body.strip()
+    if not body or (status >= 500 and body.startswith(b"<html>")):
+        return plain
+    from xml.etree import ElementTree as ET  # noqa: PLC0415 - rarely needed
+
+    try:
+        root = ET.fromstring(body)  # noqa: S314 - libexpat bounds what entities grow to
+    except ET.ParseError:
+        return plain
+    found = {_name(each.tag): each for each in root}
+    if _name(root.tag) != "Error":
+        error = found.get("Error")
+        if error is None:
+            return "", ""
+        found = {_name(each.tag): each for each in error}
+    return _text(found.get("Code")), _text(found.get("Message"))
+
+
+def _phrase(status: int) -> str:
+    import http  # noqa: PLC0415 - rarely needed
+
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _name(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _text(element: Element | None) -> str:
+    return (element.text or "").strip() if element is not None else ""
 
 
 def _is_certificate(error: BaseException | None) -> bool:
