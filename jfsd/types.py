@@ -102,6 +102,18 @@ class SliceCommit(NamedTuple):
     attr: Attr
 
 
+class PackCommit(NamedTuple):
+    """Result of a commit of many records: how long the lists are now, and what was refused."""
+
+    records: dict[int, int]
+    """Records now in the lists that became longer, by chunk index."""
+    attr: Attr
+    refused: frozenset[int] = frozenset()
+    """Which of the records were not appended: their offsets in the slice."""
+    error: int = 0
+    """Why: errno of the first of them."""
+
+
 class Caller(NamedTuple):
     """Who asks, and under which identity the request may be repeated.
 

@@ -151,13 +151,19 @@ class Arena:
     def claim(self, slot: int, used: int) -> None:
         """Mark a slot of an earlier process as in use and charge its first `used` bytes.
 
+        Pages behind them, of whoever had the slot before, are dropped.
+
         Raises:
             ValueError: There is no such slot, or it is claimed already.
         """
         if not 0 <= slot < self.slots or slot in self._charges:
             raise ValueError(f"slot {slot} of the write buffer cannot be claimed")
-        self._charges[slot] = pages(used) + SLOT_COST_BYTES
+        kept = pages(used)
+        self._charges[slot] = kept + SLOT_COST_BYTES
         self.budget.charge(self._charges[slot])
+        if kept < self.slot_bytes:
+            start = slot * self.slot_bytes + kept
+            self._map.madvise(mmap.MADV_REMOVE, start, self.slot_bytes - kept)
 
     def sweep(self) -> None:
         """Drop the pages of every slot that is not claimed."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from jfsd.chunk.pending import DirtyFile, PendingSlice
-from jfsd.chunk.ports import ChunkMeta, SliceCommit
+from jfsd.chunk.ports import ChunkMeta, PackCommit
 from jfsd.chunk.tasks import TaskSet
 from jfsd.failpoint import reach
 
@@ -30,7 +30,7 @@ class Committer:
         self,
         meta: ChunkMeta,
         *,
-        on_done: Callable[[DirtyFile, PendingSlice, SliceCommit], None],
+        on_done: Callable[[DirtyFile, PendingSlice, PackCommit], None],
         on_refused: Callable[[DirtyFile, PendingSlice, OSError], None],
         on_failed: Callable[[DirtyFile, PendingSlice, Exception], None],
     ) -> None:
@@ -71,8 +71,7 @@ class Committer:
             return False
         grows = head.end > file.length
         return not any(
-            (grows and before.end > file.length)
-            or (before.index == head.index and before.overlaps(head.pos, head.stop))
+            (grows and before.end > file.length) or before.overlaps(head)
             for before in file.committing
         )
 
@@ -93,9 +92,7 @@ class Committer:
         file.mtime_ns = max(file.mtime_ns, pending.mtime_ns)
         reach("commit.before")
         try:
-            result = await self._meta.commit_slice(
-                file.ino, pending.index, pending.as_slice(), file.mtime_ns
-            )
+            result = await self._commit_records(file, pending)
         except Exception as error:  # noqa: BLE001 - accepted data outlives any failure
             if isinstance(error, OSError) and error.errno in REFUSALS:
                 file.committing.remove(pending)
@@ -109,3 +106,11 @@ class Committer:
             file.length = result.attr.length
             self._on_done(file, pending, result)
             reach("commit.forgotten")
+
+    async def _commit_records(self, file: DirtyFile, pending: PendingSlice) -> PackCommit:
+        if pending.packed:
+            records = [(part.index, part.as_slice()) for part in pending.parts]
+            return await self._meta.commit_pack(file.ino, records, file.mtime_ns)
+        (part,) = pending.parts
+        one = await self._meta.commit_slice(file.ino, part.index, part.as_slice(), file.mtime_ns)
+        return PackCommit({part.index: one.records}, one.attr)

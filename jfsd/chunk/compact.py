@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+from collections import Counter
 
 from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.layout import decode_record
@@ -20,10 +21,15 @@ from jfsd.types import Ino, Slice
 
 log = logging.getLogger(__name__)
 
+QUIET_S = 3.0
+"""A chunk to be compacted is left alone until nothing was committed to it for so long."""
 _SOFT_RECORDS = 350
+_MANY_RECORDS = 1500
 _HARD_RECORDS = 2500
 _MOST_RECORDS = 1000
 _MAX_BUFFERS = 4
+_WHOLE_FROM = 8
+"""A block is fetched whole if so many pieces of it go into one block of the new slice."""
 _MAX_WAITING = 10_000
 
 
@@ -53,12 +59,16 @@ class Compactor:
         self._blocks = blocks
         self._lists = lists
         self._running: dict[tuple[Ino, int], asyncio.Future[bool]] = {}
+        self._planned: dict[tuple[Ino, int], asyncio.TimerHandle] = {}
         self._tasks = TaskSet("compact")
         self._slots = asyncio.Semaphore(max_running)
         self._buffers = asyncio.Semaphore(_MAX_BUFFERS)
 
     async def close(self) -> None:
         """End all compactions; chunks stay as they are, and half-written slices go."""
+        for timer in self._planned.values():
+            timer.cancel()
+        self._planned.clear()
         await self._tasks.close()
 
     def schedule(self, ino: Ino, index: int) -> None:
@@ -66,16 +76,38 @@ class Compactor:
         if (ino, index) not in self._running and len(self._running) < _MAX_WAITING:
             self._start(ino, index)
 
-    def after_commit(self, ino: Ino, index: int, records: int) -> asyncio.Future[bool] | None:
-        """Start a compaction if a list of `records` records calls for one.
+    def after_commit(
+        self, ino: Ino, index: int, records: int, added: int = 1
+    ) -> asyncio.Future[bool] | None:
+        """See to a list that has become too long; it now has `records` records.
+
+        Copying a chunk takes as long as thousands of small writes, so it is done at once only
+        if the list is very long; else when no more is committed for a while, or somebody
+        reads.
 
         Returns:
             What must end before more slices of the file are committed, None if nothing.
         """
-        if records % 100 != 99 and records <= _SOFT_RECORDS:
-            return None
+        if records > _MANY_RECORDS:
+            self.schedule(ino, index)
+            return self._running.get((ino, index)) if records >= _HARD_RECORDS else None
+        many = records > _SOFT_RECORDS or (records + 1) // 100 > (records - added + 1) // 100
+        if many or (ino, index) in self._planned:
+            self._plan(ino, index)
+        return None
+
+    def _plan(self, ino: Ino, index: int) -> None:
+        """Compact the chunk when it has been left alone for QUIET_S."""
+        timer = self._planned.pop((ino, index), None)
+        if timer is not None:
+            timer.cancel()
+        if len(self._planned) < _MAX_WAITING:
+            loop = asyncio.get_running_loop()
+            self._planned[ino, index] = loop.call_later(QUIET_S, self._quiet, ino, index)
+
+    def _quiet(self, ino: Ino, index: int) -> None:
+        del self._planned[ino, index]
         self.schedule(ino, index)
-        return self._running.get((ino, index)) if records >= _HARD_RECORDS else None
 
     async def compact(self, ino: Ino, index: int) -> bool:
         """Compact a chunk now; return whether its list has become shorter.
@@ -148,19 +180,37 @@ class Compactor:
         block_size = self._blocks.block_size
         for block, start in enumerate(range(0, plan.size, block_size)):
             stop = min(start + block_size, plan.size)
+            pieces = [
+                piece
+                for piece in plan.pieces
+                if piece.id
+                and start < piece.pos + piece.len - plan.pos
+                and piece.pos - plan.pos < stop
+            ]
             async with self._buffers:
                 body = bytearray(stop - start)
-                for piece in plan.pieces:
+                self._prefetch(pieces)
+                for piece in pieces:
                     await self._copy(piece, piece.pos - plan.pos, start, memoryview(body))
                 await self._blocks.write(slice_id, block, body)
+
+    def _prefetch(self, pieces: list[Piece]) -> None:
+        """Begin to fetch the blocks of which many pieces are wanted, if there is room for them."""
+        block_size = self._blocks.block_size
+        wanted = Counter((piece.id, piece.size, piece.off // block_size) for piece in pieces)
+        for (slice_id, size, block), count in wanted.items():
+            if count >= _WHOLE_FROM and not self._blocks.prefetch(slice_id, size, block):
+                return
 
     async def _copy(self, piece: Piece, at: int, start: int, body: memoryview) -> None:
         """Copy the part of a piece that falls into `body`, which begins at `start`."""
         block_size = self._blocks.block_size
         begin, end = max(at, start), min(at + piece.len, start + len(body))
-        while begin < end and piece.id:
+        while begin < end:
             block, off = divmod(piece.off + begin - at, block_size)
             part = min(end - begin, block_size - off)
-            data = await self._blocks.read(piece.id, piece.size, block, off, part, once=True)
+            data = self._blocks.peek(piece.id, piece.size, block, off, part)
+            if data is None:
+                data = await self._blocks.read(piece.id, piece.size, block, off, part, once=True)
             body[begin - start : begin - start + part] = data
             begin += part

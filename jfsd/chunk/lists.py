@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from jfsd.chunk.overlay import View
 from jfsd.chunk.ports import ChunkMeta
@@ -91,19 +92,20 @@ class SliceLists:
         self._keep(ino, index, view)
         return view
 
-    def committed(self, ino: Ino, index: int, record: Slice, records: int) -> None:
-        """Add a slice that this mount has committed; the list then had `records` records."""
+    def committed(self, ino: Ino, index: int, added: Sequence[Slice], records: int) -> None:
+        """Add what one commit of this mount appended; the list then had `records` records."""
         fetch = self._fetches.get((ino, index))
         if fetch is not None:
-            fetch.missed.append(record)
+            fetch.missed.extend(added)
         view = self.peek(ino, index)
         if view is None:
             return
-        if records != view.records + 1:
+        if records != view.records + len(added):
             self._drop(ino, index)
             return
         before = len(view.pieces)
-        view.paint(record)
+        for record in added:
+            view.paint(record)
         self._pieces += len(view.pieces) - before
 
     def invalidate(self, ino: Ino, index: int | None = None) -> None:

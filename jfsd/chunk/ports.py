@@ -5,11 +5,12 @@ Siblings do not import each other; this is the seam between them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from jfsd.types import Ino, Slice, SliceCommit
+from jfsd.types import Ino, PackCommit, Slice, SliceCommit
 
-__all__ = ["ChunkMeta", "SliceCommit"]
+__all__ = ["ChunkMeta", "PackCommit", "SliceCommit"]
 
 
 class ChunkMeta(Protocol):
@@ -34,6 +35,19 @@ class ChunkMeta(Protocol):
 
         Raises:
             OSError: ENOENT (file gone), EPERM, ENOSPC, EDQUOT. The caller deletes its objects.
+        """
+
+    async def commit_pack(
+        self, ino: Ino, records: Sequence[tuple[int, Slice]], mtime_ns: int
+    ) -> PackCommit:
+        """Append records (chunk index, record) that share one slice, in order and at once.
+
+        The file grows as by one commit for each: those that it may not grow by are left out,
+        and all later ones that reach as far. A repeat with the same slice id returns the
+        first result.
+
+        Raises:
+            OSError: ENOENT (file gone), EPERM; ENOSPC, EDQUOT: all were refused.
         """
 
     async def begin_compaction(self, ino: Ino, index: int) -> list[bytes]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.lists import SliceLists
 from jfsd.chunk.overlay import Piece, View
-from jfsd.chunk.pending import PendingSlice
+from jfsd.chunk.pending import Part
 from jfsd.chunk.readahead import Streams
 from jfsd.chunk.tasks import TaskSet
 from jfsd.object.base import ObjectDamagedError, ObjectMissingError, StoreError
@@ -30,10 +30,10 @@ _QUICK_RETRIES = 30
 class PendingSlices(Protocol):
     """What the reader asks the writer."""
 
-    def pending(self, ino: Ino, index: int) -> Sequence[PendingSlice]:
-        """Return the pending slices of a chunk in write order."""
+    def overlapping(self, ino: Ino, index: int, start: int, stop: int) -> Sequence[Part]:
+        """Return the parts of pending slices in a range of a chunk, in write order."""
 
-    def peek(self, pending: PendingSlice, block: int, start: int, stop: int) -> memoryview | None:
+    def peek(self, part: Part, block: int, start: int, stop: int) -> memoryview | None:
         """Return bytes of a block that is still in the arena."""
 
 
@@ -112,7 +112,7 @@ class Reader:
         index, pos = divmod(off, CHUNK_SIZE)
         if pos + size <= CHUNK_SIZE:
             view = self._lists.peek(ino, index)
-            if view is not None and not self._writer.pending(ino, index):
+            if view is not None and not self._writer.overlapping(ino, index, pos, pos + size):
                 data = self._read_now(view, pos, size)
                 if data is not None:
                     return data
@@ -134,7 +134,7 @@ class Reader:
     async def look_ahead(self, ino: Ino) -> None:
         """Read the slice list of a file that is being opened, for the read that will follow."""
         with suppress(OSError):  # that read will tell
-            await self._lists.get(ino, 0, known=True)
+            self._check_pieces(ino, 0, await self._lists.get(ino, 0, known=True))
 
     def invalidate(self, ino: Ino) -> None:
         """Forget the slice lists of a file that another client, or a truncate, has changed."""
@@ -175,9 +175,8 @@ class Reader:
                 view = await self._lists.get(ino, index)
                 self._check_pieces(ino, index, view)
             try:
-                return await self._read_view(
-                    view, self._writer.pending(ino, index), pos, size, whole
-                )
+                pending = self._writer.overlapping(ino, index, pos, pos + size)
+                return await self._read_view(view, pending, pos, size, whole)
             except (ObjectMissingError, ObjectDamagedError) as error:
                 if attempt > self.io_retries:
                     raise _unreadable(ino, error) from error
@@ -188,7 +187,7 @@ class Reader:
                 raise _unreadable(ino, error) from error
 
     async def _read_view(
-        self, view: View, pending: Sequence[PendingSlice], pos: int, size: int, whole: bool
+        self, view: View, pending: Sequence[Part], pos: int, size: int, whole: bool
     ) -> ReadableBuffer:
         """Return bytes of a chunk; those that wait for one block hold no memory meanwhile."""
         if not pending:
@@ -215,9 +214,7 @@ class Reader:
         ):
             self._compact(ino, index)
 
-    def _plan(
-        self, view: View, pending: Sequence[PendingSlice], pos: int, out: memoryview
-    ) -> list[_Want]:
+    def _plan(self, view: View, pending: Sequence[Part], pos: int, out: memoryview) -> list[_Want]:
         """Copy what is in the arena to `out` and return what must be fetched.
 
         Runs in one step: no slice is committed or freed meanwhile.
@@ -245,7 +242,7 @@ class Reader:
 
     def _take(
         self,
-        pending: PendingSlice,
+        pending: Part,
         start: int,
         stop: int,
         at: int,
@@ -253,13 +250,14 @@ class Reader:
         wants: list[_Want],
     ) -> None:
         """Take [start, stop) of the chunk from a pending slice."""
-        block_size = self._blocks.block_size
+        block_size, shift = self._blocks.block_size, pending.base - pending.pos
         while start < stop:
-            block, begin = divmod(start - pending.pos, block_size)
+            block, begin = divmod(start + shift, block_size)
             part = min(stop - start, block_size - begin)
             data = self._writer.peek(pending, block, begin, begin + part)
             if data is None:
-                wants.append(_Want(at, pending.id, pending.length, block, begin, part))
+                whole = pending.slice
+                wants.append(_Want(at, whole.id, whole.length, block, begin, part))
             else:
                 out[at : at + part] = data
             start += part

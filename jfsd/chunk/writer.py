@@ -15,22 +15,23 @@ from jfsd.chunk.blocks import BlockStore
 from jfsd.chunk.committer import Committer
 from jfsd.chunk.lists import SliceLists
 from jfsd.chunk.pending import (
-    SLICE_COST_BYTES,
     UPLOADED,
     DirtyFile,
     Draft,
     Journal,
     NoJournal,
+    Part,
     PendingSlice,
     SliceRecord,
+    part_cost,
 )
-from jfsd.chunk.ports import ChunkMeta, SliceCommit
+from jfsd.chunk.ports import ChunkMeta, PackCommit
 from jfsd.chunk.settler import Settler
 from jfsd.chunk.slicing import Slicer
 from jfsd.chunk.tasks import TaskSet
 from jfsd.chunk.uploader import Uploader
 from jfsd.object.base import StoreFullError
-from jfsd.types import CHUNK_SIZE, Attr, Ino, ReadableBuffer
+from jfsd.types import CHUNK_SIZE, MAX_FILE_BYTES, Attr, Ino, ReadableBuffer, Slice
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Writer:
     * The metadata refuses the slice for good (ENOSPC, EDQUOT, EPERM, EFBIG): the slice
       and all later ones that grow the file as far are dropped, their objects deleted, the
       next write, fsync or close gets the errno, once. The file keeps its committed length.
+      Of a pack the same is done with its parts; those that are left are committed.
     * The file is gone (ENOENT): everything of it is dropped, and whoever still holds it
       open gets ENOENT in the same way.
     """
@@ -71,7 +73,7 @@ class Writer:
         stall_timeout_s: float = 300.0,
         retry_s: float = 1.0,
         on_commit: Callable[[Ino, Attr], None] | None = None,
-        compact: Callable[[Ino, int, int], asyncio.Future[bool] | None] | None = None,
+        compact: Callable[[Ino, int, int, int], asyncio.Future[bool] | None] | None = None,
         journal: Journal | None = None,
     ) -> None:
         """Make a writer that owns nothing but its tasks.
@@ -86,8 +88,9 @@ class Writer:
             retry_s: Pause before failed uploads and commits are repeated in the background;
                 it doubles up to 30 s until a commit succeeds.
             on_commit: Told the attributes of a file after each commit.
-            compact: Told (ino, index, records) after each commit; returns a future that
-                ends when the chunk is short enough for more commits, or None.
+            compact: Told (ino, index, records, how many of them are new) after each commit;
+                returns a future that ends when the chunk is short enough for more commits,
+                or None.
             journal: Told every step of a slice.
         """
         self._meta = meta
@@ -266,17 +269,24 @@ class Writer:
                 if pending.seq <= until:
                     yield pending
 
-    def pending(self, ino: Ino, index: int) -> Sequence[PendingSlice]:
-        """Return the pending slices of a chunk in write order; they override its list."""
+    def pending(self, ino: Ino, index: int) -> Sequence[Part]:
+        """Return the pending parts of a chunk in write order; they override its list."""
         file = self._files.get(ino)
-        return file.chunks.get(index, ()) if file is not None else ()
+        chunk = file.chunks.get(index) if file is not None else None
+        return chunk.parts if chunk is not None else ()
 
-    def peek(self, pending: PendingSlice, block: int, start: int, stop: int) -> memoryview | None:
-        """Return bytes of a block that is still in the arena, None if it is stored.
+    def overlapping(self, ino: Ino, index: int, start: int, stop: int) -> Sequence[Part]:
+        """Return those of the `pending` parts that cover a byte of [start, stop)."""
+        file = self._files.get(ino)
+        chunk = file.chunks.get(index) if file is not None else None
+        return chunk.overlapping(start, stop) if chunk is not None else ()
+
+    def peek(self, part: Part, block: int, start: int, stop: int) -> memoryview | None:
+        """Return bytes of a block of the part's slice that is still in the arena, else None.
 
         The view must be copied before anything else runs.
         """
-        slot = pending.slots[block]
+        slot = part.slice.slots[block]
         return None if slot == UPLOADED else self._arena.view(slot, start, stop)
 
     def discard(self, ino: Ino) -> None:
@@ -297,8 +307,13 @@ class Writer:
     # -- what a next process asks for
 
     def records(self) -> list[SliceRecord]:
-        """Return all pending slices, in the order of `seq`."""
-        found = [pending.as_record() for file in self._files.values() for pending in file.each()]
+        """Return the parts of all pending slices, in the order of `seq`."""
+        found = [
+            part.as_record()
+            for file in self._files.values()
+            for pending in file.each()
+            for part in pending.parts
+        ]
         return sorted(found)
 
     def adopt(self, records: Iterable[SliceRecord], opened: Container[Ino] = ()) -> None:
@@ -308,21 +323,23 @@ class Writer:
         were, so that objects and commits made before are repeated, not doubled. `opened`
         are the files that somebody has open.
         """
+        slices: dict[int, PendingSlice] = {}
         for record in sorted(records):
-            pending = PendingSlice(record.seq, record.ino, record.chunk, record.pos, 0.0)
-            pending.length = record.length
-            pending.id = record.id
-            pending.mtime_ns = record.mtime_ns
-            pending.slots = list(record.slots)
+            pending = slices.get(record.pack) if record.pack else None
+            if pending is None:
+                pending = PendingSlice(record.pack or record.seq, record.ino, 0.0)
+                slices[pending.seq] = pending
+                pending.id = record.id
+                pending.slots = list(record.slots)
+                self._file(record.ino).queue.append(pending)
+            self._adopt_part(pending, record)
+        for pending in slices.values():
             for block, slot in enumerate(pending.slots):
                 if slot != UPLOADED:
                     rest = pending.length - block * self._block_size
                     self._arena.claim(slot, min(rest, self._block_size))
-            self._budget.charge(SLICE_COST_BYTES)
-            self._slicer.seq = max(self._slicer.seq, record.seq)
-            file = self._file(record.ino)
-            file.add(pending)
-            file.closed = record.ino not in opened
+            file = self._files[pending.ino]
+            file.closed = pending.ino not in opened
             file.end = max(file.end, pending.end)
             file.touched_ns = max(file.touched_ns, pending.mtime_ns)
         self._arena.sweep()
@@ -336,6 +353,17 @@ class Writer:
                 self._journal.on_freeze(pending)
             self._committer.advance(file)
 
+    def _adopt_part(self, pending: PendingSlice, record: SliceRecord) -> None:
+        part = pending.add(record.seq, record.chunk, record.pos, part_cost(self._budget.limit))
+        part.base = record.base
+        pending.extend(part, record.base + record.length)
+        pending.packed = bool(record.pack)
+        pending.length = max(pending.length, record.size)
+        pending.mtime_ns = max(pending.mtime_ns, record.mtime_ns)
+        self._files[record.ino].show(part).cover(part, part.pos, part.stop)
+        self._budget.charge(part.cost)
+        self._slicer.seq = max(self._slicer.seq, record.seq)
+
     # -- into slices
 
     async def _write(self, ino: Ino, off: int, data: ReadableBuffer) -> None:
@@ -343,7 +371,7 @@ class Writer:
         cost = (
             size
             + (size // self._block_size + 2) * (SLOT_COST_BYTES + 2 * PAGE_BYTES)
-            + (size // CHUNK_SIZE + 2) * SLICE_COST_BYTES
+            + (size // CHUNK_SIZE + 2) * part_cost(self._budget.limit)
         )
         if not self._budget.try_take(cost):
             await self._wait_for_room(ino, cost)
@@ -393,36 +421,68 @@ class Writer:
         if self._budget.wanted:
             self._relieve()
 
-    def _committed(self, file: DirtyFile, pending: PendingSlice, result: SliceCommit) -> None:
+    def _committed(self, file: DirtyFile, pending: PendingSlice, result: PackCommit) -> None:
         """Move a slice from the pending ones to the list, in one step for any reader."""
-        self._lists.committed(file.ino, pending.index, pending.as_slice(), result.records)
+        least = self._drop_refused(file, pending, result) if result.refused else 0
+        added: dict[int, list[Slice]] = {index: [] for index in result.records}
+        for part in pending.parts:
+            added.setdefault(part.index, []).append(part.as_slice())
+        for index, records in result.records.items():
+            self._lists.committed(file.ino, index, added[index], records)
         self._settler.add(file.ino, pending.id, pending.length)
         self._forget(file, pending)
         self._retry_s = self._first_retry_s
         if self._on_commit is not None:
             self._on_commit(file.ino, result.attr)
         if self._compact is not None:
-            shortening = self._compact(file.ino, pending.index, result.records)
-            if shortening is not None:
-                file.paused = True
-                shortening.add_done_callback(lambda _: self._resume(file))
+            for index, records in result.records.items():
+                self._shorten(file, index, records, len(added[index]))
+        if result.refused:
+            self._give_up(file, least, result.error)
         self._settle(file)
 
+    def _shorten(self, file: DirtyFile, index: int, records: int, added: int) -> None:
+        """Have a list compacted that is too long; no more is committed if it is far too long."""
+        assert self._compact is not None  # noqa: S101 - for the type checker
+        shortening = self._compact(file.ino, index, records, added)
+        if shortening is not None:
+            file.paused += 1
+            shortening.add_done_callback(lambda _: self._resume(file))
+
+    def _drop_refused(self, file: DirtyFile, pending: PendingSlice, result: PackCommit) -> int:
+        """Give up the parts that the metadata has not taken; return the least of their ends."""
+        refused = [part for part in pending.parts if part.base in result.refused]
+        self._strip(file, pending, refused)
+        return min((part.end for part in refused), default=MAX_FILE_BYTES + 1)
+
+    def _strip(self, file: DirtyFile, pending: PendingSlice, parts: list[Part]) -> None:
+        """Give up some parts of a pack, not all."""
+        gone = set(parts)
+        pending.keep([part for part in pending.parts if part not in gone])
+        file.hide(parts)
+        for part in parts:
+            self._budget.give(part.cost)
+            self._journal.on_part_dropped(part)
+
     def _resume(self, file: DirtyFile) -> None:
-        file.paused = False
+        file.paused -= 1
         self._committer.advance(file)
         self._settle(file)
 
     def _refused(self, file: DirtyFile, pending: PendingSlice, error: OSError) -> None:
-        number = error.errno or errno.EIO
-        end = pending.end
-        self._remove(file, pending)
+        """Give up a slice that the metadata has not taken, and what depends on it."""
+        file.hide(pending.parts)
+        least = min(part.end for part in pending.parts)
         self._bury(pending)
-        self._drop_queued(file, 0 if error.errno == errno.ENOENT else end)
+        self._give_up(file, 0 if error.errno == errno.ENOENT else least, error.errno or errno.EIO)
+        self._settle(file)
+
+    def _give_up(self, file: DirtyFile, end: int, number: int) -> None:
+        """Drop what waits and reaches as far as `end`, and tell a program why."""
+        self._drop_queued(file, end)
         file.end = max((left.end for left in file.each()), default=0)
         if not self._fail_waiters(file, number) and not file.closed:
             file.refusal = _os_error(number)
-        self._settle(file)
 
     def _upload_failed(self, pending: PendingSlice, error: Exception) -> None:
         self._failed(self._files[pending.ino], "upload", error)
@@ -463,14 +523,17 @@ class Writer:
         """Give up the slices not on their way to the metadata that reach as far as `end`."""
         queue, file.queue = file.queue, deque()
         for pending in queue:
-            if pending.end >= end:
+            far = [part for part in pending.parts if part.end >= end]
+            if len(far) == len(pending.parts):
                 self._drop(file, pending)
-            else:
-                file.queue.append(pending)
+                continue
+            if far:
+                self._strip(file, pending, far)
+            file.queue.append(pending)
 
     def _drop(self, file: DirtyFile, pending: PendingSlice) -> None:
         self._slicer.give_up(pending)
-        self._remove(file, pending)
+        file.hide(pending.parts)
         for block in range(len(pending.slots)):
             if block >= pending.sent or block in pending.stalled:
                 self._arena.free(pending.slots[block])
@@ -483,7 +546,7 @@ class Writer:
         """Delete the objects of a slice that nobody will refer to, once none is under way."""
         if pending.left:
             return
-        self._budget.give(SLICE_COST_BYTES)
+        self._budget.give(pending.cost)
         if pending.id:
             draft = Draft(pending.id, pending.length, pending.ino, pending.index)
             self._journal.on_draft(draft)
@@ -499,15 +562,9 @@ class Writer:
             self._journal.on_settled(pending.id)
 
     def _forget(self, file: DirtyFile, pending: PendingSlice) -> None:
-        self._remove(file, pending)
-        self._budget.give(SLICE_COST_BYTES)
+        file.hide(pending.parts)
+        self._budget.give(pending.cost)
         self._journal.on_committed(pending)
-
-    def _remove(self, file: DirtyFile, pending: PendingSlice) -> None:
-        chunk = file.chunks[pending.index]
-        chunk.remove(pending)
-        if not chunk:
-            del file.chunks[pending.index]
 
     def _settle(self, file: DirtyFile) -> None:
         """Wake those whose slices are home; forget a file of which nothing is left."""

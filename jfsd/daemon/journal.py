@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from jfsd.chunk.pending import Draft, PendingSlice
+from jfsd.chunk.pending import Draft, Part, PendingSlice
 from jfsd.clock import monotonic_s
 from jfsd.daemon.state import FileRecord, State
+from jfsd.failpoint import reach
 from jfsd.types import Ino, NodeType
 from jfsd.vfs.dirs import blank_attr
 from jfsd.vfs.virtual import FIRST_VIRTUAL_INO
@@ -28,13 +29,24 @@ class SliceJournal:
     def on_slice_open(self, pending: PendingSlice) -> None:
         """Do nothing: a slice without bytes is worth nothing."""
 
-    def on_write(self, pending: PendingSlice) -> None:
-        """Remember the bytes that are now in the arena; the write is not answered yet."""
-        self._state.put_slice(pending.as_record())
+    def on_write(self, part: Part) -> None:
+        """Remember the bytes that are now in the arena; the write is not answered yet.
+
+        The second part makes a slice a pack: first that is remembered, then the first part
+        becomes one of its parts, then there is the second one. A kill in between leaves the
+        slice, or the pack with one part.
+        """
+        whole = part.slice
+        if whole.packed and not self._state.has_pack(whole.seq):
+            self._state.put_pack(whole.as_pack())
+            reach("pack.begun")
+            self._state.put_slice(whole.parts[0].as_record())
+            reach("pack.joined")
+        self._state.put_slice(part.as_record())
 
     def on_named(self, pending: PendingSlice) -> None:
         """Remember the id, so that an upload is repeated under the same keys."""
-        self._state.put_slice(pending.as_record())
+        self._put(pending)
 
     def on_freeze(self, pending: PendingSlice) -> None:
         """Do nothing: whatever is found by a next process is frozen."""
@@ -42,11 +54,25 @@ class SliceJournal:
     def on_uploaded(self, pending: PendingSlice, block: int) -> None:
         """Remember that a slot of the arena belongs to the slice no more."""
         del block
-        self._state.put_slice(pending.as_record())
+        self._put(pending)
+
+    def on_part_dropped(self, part: Part) -> None:
+        """Forget a part of a pack."""
+        self._state.remove_slice(part.seq)
 
     def on_committed(self, pending: PendingSlice) -> None:
-        """Forget the slice."""
-        self._state.remove_slice(pending.seq)
+        """Forget the slice; a pack is forgotten with its own record."""
+        if pending.packed:
+            self._state.remove_pack(pending.seq)
+            reach("pack.forgotten")
+        for part in pending.parts:
+            self._state.remove_slice(part.seq)
+
+    def _put(self, pending: PendingSlice) -> None:
+        if pending.packed:
+            self._state.put_pack(pending.as_pack())
+        else:
+            self._state.put_slice(pending.parts[0].as_record())
 
     def on_draft(self, draft: Draft) -> None:
         """Remember objects that nobody refers to yet, or any more."""

@@ -18,6 +18,11 @@ A record carries a CRC over its content, which is not zero; a torn one does not 
 as good as free: its request was not answered, so it comes again. A header or slice that is
 changed is written over the older of its two copies, so that a torn change leaves the one
 before. Unknown fields of the header are carried over: versions N-1 and N read each other.
+
+A pack takes several records of the table of slices: one for itself and one for each of its
+parts, which are void without it. So it comes to be, is named and is forgotten by one record.
+Where others list slots, these begin with the number -2, which is no slot: a version that
+knows of no packs refuses a state that has some, and takes one that has none.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from jfsd.chunk.pending import Draft, SliceRecord
+from jfsd.chunk.pending import Draft, PackRecord, SliceRecord
 from jfsd.clock import monotonic_s
 from jfsd.errors import ExitCode, RefusedError
 from jfsd.record import Record, as_dict, field, names, replace
@@ -62,6 +67,11 @@ _SLICES = 1 << 16
 _STRETCH_BYTES = 64 << 10
 _DRAFT = 1 << 63
 """Set in the `seq` of a record without slots, which stands for a draft."""
+_PACK = 1 << 62
+"""Set in the `seq` of a record that stands for a pack."""
+_NO_SLOT = -2
+"""Before what stands in the place of slots in a record of a pack or of a part of one."""
+_WORD_BITS = 31
 
 
 class Header(Record):
@@ -142,6 +152,7 @@ class State:
         self._slice_slots: dict[int, int] = {}
         self._slice_turns: dict[int, int] = {}
         self._drafts: dict[int, Draft] = {}
+        self._read_only = read_only
 
     @classmethod
     def create(cls, header: Header) -> State:
@@ -293,7 +304,29 @@ class State:
     # -- pending slices
 
     def put_slice(self, record: SliceRecord) -> None:
-        """Remember a pending slice as it is now; call it before the write is answered."""
+        """Remember a part of a pending slice as it is now; call it before the write is answered.
+
+        A part of a pack is void unless `put_pack` has been called for that.
+        """
+        if record.pack:
+            high, low = divmod(record.pack, 1 << _WORD_BITS)
+            record = record._replace(id=0, slots=(_NO_SLOT, record.base, high, low))
+        self._put(record)
+
+    def put_pack(self, pack: PackRecord) -> None:
+        """Remember a pack as it is now."""
+        slots = (_NO_SLOT, pack.slot)
+        self._put(SliceRecord(_PACK | pack.seq, pack.ino, 0, 0, pack.size, pack.id, 0, slots))
+
+    def has_pack(self, seq: int) -> bool:
+        """Tell whether a pack is remembered."""
+        return _PACK | seq in self._slice_slots
+
+    def remove_pack(self, seq: int) -> None:
+        """Forget a pack; its parts are void from now on, and have to be removed."""
+        self.remove_slice(_PACK | seq)
+
+    def _put(self, record: SliceRecord) -> None:
         slot = self._slice_slots.get(record.seq)
         if slot is None:
             slot = self._slice_slots[record.seq] = self._slices.take()
@@ -333,7 +366,22 @@ class State:
 
         `drafts` are read with them.
         """
-        found = []
+        found, packs = [], {}
+        for record in self._slice_records():
+            if record.seq & _DRAFT:
+                draft = Draft(record.id, record.length, record.ino, record.chunk)
+                self._drafts[draft.id] = draft
+            elif record.seq & _PACK:
+                packs[record.seq ^ _PACK] = record
+            else:
+                found.append(record)
+        found = self._with_packs(found, packs)
+        for record in found:  # it gets committed, or is a draft again
+            self.remove_draft(record.id)
+        return found
+
+    def _slice_records(self) -> Iterator[SliceRecord]:
+        """Yield the latest valid copy of each record in the table, and take it into use."""
         for slot in self._slices.slots():
             copies = [self._slice(self._slices.at(slot) + n * self._slice_bytes) for n in (0, 1)]
             valid = [copy for copy in copies if copy is not None]
@@ -341,14 +389,36 @@ class State:
                 turn, record = max(valid, key=lambda copy: copy[0])
                 self._slice_slots[record.seq] = self._slices.use(slot)
                 self._slice_turns[record.seq] = turn
-                if record.seq & _DRAFT:
-                    draft = Draft(record.id, record.length, record.ino, record.chunk)
-                    self._drafts[draft.id] = draft
-                else:
-                    found.append(record)
-        for record in found:  # it gets committed, or is a draft again
-            self.remove_draft(record.id)
+                yield record
+
+    def _with_packs(
+        self, records: list[SliceRecord], packs: dict[int, SliceRecord]
+    ) -> list[SliceRecord]:
+        """Return the records with what their packs say; drop void parts, and packs without any."""
+        found, used = [], set()
+        for record in records:
+            if record.slots[:1] != (_NO_SLOT,):
+                found.append(record)
+                continue
+            _, base, high, low = record.slots
+            number = (high << _WORD_BITS) + low
+            pack = packs.get(number)
+            if pack is None:
+                self._drop_void(record.seq)
+                continue
+            used.add(number)
+            slots = (pack.slots[1],)
+            found.append(
+                SliceRecord(*record[:5], pack.id, record.mtime_ns, slots, number, base, pack.length)
+            )
+        for number in packs.keys() - used:
+            self._drop_void(_PACK | number)
         return found
+
+    def _drop_void(self, seq: int) -> None:
+        """Clear a record that a kill has left: a later one of that number must not meet it."""
+        if not self._read_only:
+            self.remove_slice(seq)
 
     def put_draft(self, draft: Draft) -> None:
         """Remember objects that are to be deleted unless their slice gets committed."""

@@ -21,6 +21,8 @@ _PARENT = struct.Struct(">Q")
 _ACLS = struct.Struct(">II")
 _ENTRY = struct.Struct(">BQ")
 _SLICE = struct.Struct(">IQIII")
+_OFFSET = struct.Struct(">I")
+_PACKED = struct.Struct(">IIQIII")
 _DELAYED = struct.Struct(">QI")
 _QUOTA = struct.Struct(">qq")
 _TIME = struct.Struct(">qI")
@@ -153,6 +155,16 @@ def decode_slices(records: Iterable[bytes]) -> list[Slice]:
 def encode_slice(record: Slice) -> bytes:
     """Return the 24 bytes of one record."""
     return _SLICE.pack(*record)
+
+
+def encode_pack(records: Iterable[tuple[int, Slice]]) -> bytes:
+    """Return 28 bytes for each (chunk index, record), as write_pack.lua takes them."""
+    return b"".join([_PACKED.pack(index, *record) for index, record in records])
+
+
+def decode_offsets(data: bytes) -> list[int]:
+    """Return the offsets in a slice that write_pack.lua has named, 4 bytes each."""
+    return [offset for (offset,) in _OFFSET.iter_unpack(data)]
 
 
 def decode_delayed(data: bytes) -> list[tuple[int, int]]:

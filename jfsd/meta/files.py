@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 from jfsd.meta import codec
 from jfsd.meta.engine import ASK_CHUNKS, Engine, fail
-from jfsd.types import CHUNK_SIZE, MAX_FILE_BYTES, NOW_NS, Attr, NodeType, SliceCommit
+from jfsd.types import (
+    CHUNK_SIZE,
+    MAX_FILE_BYTES,
+    NOW_NS,
+    Attr,
+    NodeType,
+    PackCommit,
+    SliceCommit,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jfsd.meta.wire import Argument, Reply
     from jfsd.types import Caller, Ino, Slice
 
@@ -208,6 +218,34 @@ class Files(Engine):
             codec.encode_time(mtime_ns),
         )
         return SliceCommit(int(result[0]), codec.decode_attr(result[1]))
+
+    async def commit_pack(
+        self, ino: Ino, records: Sequence[tuple[int, Slice]], mtime_ns: int
+    ) -> PackCommit:
+        """Append records (chunk index, record) of one slice and grow the file, exactly once.
+
+        As by one commit for each record, in order (format.md §9.11, §11.5); the slice gets as
+        many references as there are records. The identity is the slice id.
+
+        Raises:
+            OSError: ENOENT (file gone), EPERM, EROFS; ENOSPC, EDQUOT: all were refused.
+        """
+        first = records[0][1]
+        result = await self.mutate_as(
+            "write_pack",
+            f"s{first.id}",
+            str(ino),
+            codec.encode_time(mtime_ns),
+            f"k{first.id}_{first.size}",
+            codec.encode_pack(records),
+        )
+        lengths = zip(*[iter(result[3:])] * 2, strict=True)
+        return PackCommit(
+            {int(index): int(length) for index, length in lengths},
+            codec.decode_attr(result[0]),
+            frozenset(codec.decode_offsets(result[2])),
+            int(result[1]),
+        )
 
     async def begin_compaction(self, ino: Ino, index: int) -> list[bytes]:
         """Return the raw records of the chunk, at most 1000, as the origin of a compaction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import pytest
@@ -338,10 +339,106 @@ async def test_a_slice_is_committed_once(nodes) -> None:
     assert len(await nodes.meta.read_slices(ino, 0)) == 2
 
 
+def pack_of(nodes, *places: tuple[int, int, int]) -> list[tuple[int, Slice]]:
+    """Records (chunk index, position, bytes) of one new slice, one behind the other."""
+    whole = nodes.slice(0, sum(length for _, _, length in places))
+    records, off = [], 0
+    for index, pos, length in places:
+        records.append((index, whole._replace(pos=pos, off=off, len=length)))
+        off += length
+    return records
+
+
+async def test_commit_of_a_pack_writes_these_keys(nodes) -> None:
+    ino = await nodes.make(1, b"py")
+    records = pack_of(nodes, (0, 1000, 10), (2, 4, 5), (0, 500, 600), (0, 1000, 10))
+    nodes.mark()
+    result = await nodes.meta.commit_pack(ino, records, 2222)
+    assert result == ({0: 3, 2: 1}, nodes.attr(ino), frozenset(), 0)
+    assert (result.attr.length, result.attr.mtime_ns) == (2 * CS + 9, 2222)
+    changed = nodes.changed()
+    assert changed.pop(b"i%d" % ino) == codec.encode_attr(result.attr)
+    assert changed == {
+        b"c%d_0" % ino: [codec.encode_slice(r) for index, r in records if index == 0],
+        b"c%d_2" % ino: [codec.encode_slice(records[1][1])],
+        b"sliceRef": {b"k1_625": b"3"},
+        b"usedSpace": b"%d" % (2 * CS + 4096),
+        b"dirUsedSpace": {b"1": b"%d" % (2 * CS + 4096)},
+        b"dirDataLength": {b"1": b"%d" % (2 * CS + 9)},
+    }
+    nodes.check()
+
+
+@pytest.mark.promise(2)
+async def test_a_pack_is_committed_once(nodes) -> None:
+    ino = await nodes.make(1, b"f", length=100)
+    records = pack_of(nodes, *[(n % 3, n * 7 % 90, 3) for n in range(1000)])
+    first = await nodes.meta.commit_pack(ino, records, 5)
+    assert first.records == {0: 335, 1: 333, 2: 333}, "a hole is there already"
+    await nodes.meta.commit_slice(ino, 0, nodes.slice(0, 10), 6)
+    assert await nodes.meta.commit_pack(ino, records, 5) == first
+    assert len(await nodes.meta.read_slices(ino, 0)) == 336
+    assert nodes.client.hgetall("sliceRef") == {b"k1_3000": b"999"}
+
+
+async def test_the_end_of_a_pack_may_be_the_largest(nodes) -> None:
+    ino = await nodes.make(1, b"f")
+    last = (1 << 31) - 1
+    for pos in (CS - 20, CS - 5):
+        result = await nodes.meta.commit_pack(
+            ino, pack_of(nodes, (0, 5, 5), (63, CS - 1, 1), (last, pos, 4)), 5
+        )
+        assert result.attr.length == (last * CS) + pos + 4
+
+
+async def test_of_a_pack_each_record_is_refused_as_if_alone(nodes) -> None:
+    nodes.meta.apply(bare_volume(capacity_bytes=5 * 4096, dir_stats=True, trash_days=0))
+    ino = await nodes.make(1, b"f", length=4096)
+    records = pack_of(
+        nodes,
+        (0, 0, 9),
+        (0, 8192, 9),
+        (3, 0, 9),
+        (0, 9000, 9),
+        (5, 0, 9),
+        (0, 70_000, 9),
+        (0, 8, 1),
+    )
+    result = await nodes.meta.commit_pack(ino, records, 5)
+    assert result.attr.length == 9009
+    assert result.records == {0: 5}, "a hole is there already"
+    assert (result.refused, result.error) == ({18, 36, 45}, errno.ENOSPC)
+    taken = [records[n][1] for n in (0, 1, 3, 6)]
+    assert (await nodes.meta.read_slices(ino, 0))[1:] == taken
+    assert nodes.client.hgetall("sliceRef") == {b"k1_%d" % records[0][1].size: b"3"}
+    assert await nodes.meta.commit_pack(ino, records, 5) == result
+    assert (
+        await code(nodes.meta.commit_pack(ino, pack_of(nodes, (9, 0, 1), (9, 2, 1)), 5)) == "ENOSPC"
+    )
+    one = pack_of(nodes, (9, 0, 1), (0, 0, 1))
+    assert (await nodes.meta.commit_pack(ino, one, 5)).refused == {0}
+    assert b"k3_2" not in nodes.client.hgetall("sliceRef")
+    nodes.check()
+
+
+async def test_a_pack_is_freed_with_its_last_record(nodes) -> None:
+    ino = await nodes.make(1, b"f")
+    await nodes.meta.commit_pack(ino, pack_of(nodes, (0, 0, 5), (0, 10, 5), (1, 0, 5)), 5)
+    new = nodes.slice(0, 15)
+    origin = await nodes.meta.begin_compaction(ino, 0)
+    assert await nodes.meta.commit_compaction(ino, 0, origin, 0, new) == []
+    assert nodes.client.hgetall("sliceRef") == {b"k1_15": b"0"}
+    new = nodes.slice(0, 5)
+    origin = await nodes.meta.begin_compaction(ino, 1)
+    assert await nodes.meta.commit_compaction(ino, 1, origin, 0, new) == [(1, 15)]
+
+
 async def test_slice_errors(nodes) -> None:
     ino, top = await nodes.make(1, b"f"), await nodes.mkdir(1, b"d")
     assert await code(nodes.meta.commit_slice(999, 0, nodes.slice(0, 10), 5)) == "ENOENT"
     assert await code(nodes.meta.commit_slice(top, 0, nodes.slice(0, 10), 5)) == "EPERM"
+    assert await code(nodes.meta.commit_pack(999, pack_of(nodes, (0, 0, 1)), 5)) == "ENOENT"
+    assert await code(nodes.meta.commit_pack(top, pack_of(nodes, (0, 0, 1)), 5)) == "EPERM"
     assert await code(nodes.meta.read_slices(999, 0)) == "ENOENT"
     assert await code(nodes.meta.read_slices(top, 0)) == "EPERM"
     assert await nodes.meta.read_slices(ino, 5) == []

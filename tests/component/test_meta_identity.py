@@ -64,6 +64,9 @@ CALLS = {
     "setattr": lambda m, n: m.setattr(OP, n["f"], mode=0o777),
     "copy": lambda m, n: m.copy_file_range(OP, n["f"], 0, n["g"], 20000, 5000),
     "commit": lambda m, n: m.commit_slice(n["f"], 0, Slice(0, 77, 9, 0, 9), 12345),
+    "pack": lambda m, n: m.commit_pack(
+        n["f"], [(0, Slice(5, 78, 9, 0, 4)), (1, Slice(0, 78, 9, 4, 5))], 12345
+    ),
 }
 
 

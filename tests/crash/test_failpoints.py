@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.promise(1), pytest.mark.promise(3), pytest.mark.promise(8)]
 
-LOAD = ("names", "writer", "appender", "unlinked", "contender", "contender", "mapper")
+LOAD = ("names", "writer", "appender", "scatter", "unlinked", "contender", "contender", "mapper")
 
 
 def killed_at(
@@ -88,7 +88,7 @@ def test_killed_while_handing_over(kept: Kept) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("step", ["SCRIPT", "WRITE", "UPLOAD", "STORE", "COMMIT"])
+@pytest.mark.parametrize("step", ["SCRIPT", "WRITE", "PACK", "UPLOAD", "STORE", "COMMIT"])
 def test_killed_in_the_middle_of_work(kept: Kept, step: str) -> None:
     points = getattr(failpoint, step)
     killed_at(kept, [f"{point}:{count}" for point in points for count in (1, 7, 40)])

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from support.kept import Kept
 
+PLACES = [
+    *("script.before", "script.after", "write.copied", "commit.after"),
+    *("pack.begun", "pack.joined", "pack.forgotten", "upload.named"),
+]
 SLOW = os.environ.get("JFSD_SLOW") == "1"
 
 
@@ -30,7 +34,7 @@ class EventMachine(HandleMachine):
     def end(self, by: int) -> None:
         self.kept.send(by)
 
-    @rule(place=st.sampled_from(["script.before", "script.after", "write.copied", "commit.after"]))
+    @rule(place=st.sampled_from(PLACES))
     def die_later(self, place: str) -> None:
         self.kept.arm(f"{place}:{1 + self.count % 5}")
         self.kept.send(signal.SIGKILL)

@@ -86,7 +86,24 @@ class _Audit:
                 self.found.append(f"d{parent}: no such directory")
         self.stats()
         self.quotas()
+        self.references()
         return self.found
+
+    def references(self) -> None:
+        counted: Counter[bytes] = Counter()
+        for key in self.client.keys("c[0-9]*_[0-9]*"):
+            whole = [raw for raw in self.client.lrange(key, 0, -1) if len(raw) == 24]
+            for record in codec.decode_slices(whole):
+                counted[b"k%d_%d" % (record.id, record.size)] += record.id > 0
+        for value in self.client.hvals("delSlices"):
+            counted.update(b"k%d_%d" % pair for pair in codec.decode_delayed(value))
+        stored = {field: int(value) for field, value in self.client.hgetall("sliceRef").items()}
+        for field, count in counted.items():
+            if count:
+                self.expect(f"sliceRef {field!r}", stored.get(field, 0), count - 1)
+        for field, value in stored.items():
+            if value > 0 and not counted[field]:
+                self.found.append(f"sliceRef {field!r}: {value} of a slice that nobody uses")
 
     def node(self, ino: int, attr: Attr, sustained: set[int]) -> None:
         links = self.links.get(ino, Counter())

@@ -13,7 +13,7 @@ from jfsd.chunk.budget import Budget
 from jfsd.chunk.compact import Compactor
 from jfsd.chunk.layout import SLICE_RECORD, block_count, block_key, block_length, decode_record
 from jfsd.chunk.lists import SliceLists
-from jfsd.chunk.ports import SliceCommit
+from jfsd.chunk.ports import PackCommit, SliceCommit
 from jfsd.chunk.reader import Reader
 from jfsd.chunk.writer import Writer
 from jfsd.object.base import ObjectInfo, ObjectMissingError, StoreError
@@ -111,6 +111,10 @@ class FakeMeta:
     gone: set[int] = field(default_factory=set)
     done: dict[int, SliceCommit] = field(default_factory=dict)
     commits: list[tuple[int, int, Slice, int]] = field(default_factory=list)
+    refs: dict[int, int] = field(default_factory=dict)
+    """References to slices that have, or had, several."""
+    packs: int = 0
+    """How many commits were those of packs."""
     reads: int = 0
     next_id: int = 1
     before_commit: object = None
@@ -165,6 +169,48 @@ class FakeMeta:
             await asyncio.sleep(self._random.random() * self.delay)
         return result
 
+    async def commit_pack(self, ino, records, mtime_ns):
+        await self._pause()
+        slice_id = records[0][1].id
+        if slice_id in self.done:
+            return self.done[slice_id]
+        if self.before_commit is not None:
+            self.before_commit(records[0][1])
+        if ino in self.gone:
+            raise OSError(errno.ENOENT, "gone")
+        attr = self.attr(ino)
+        taken, refused, least = [], set(), None
+        length = attr.length
+        for index, record in records:
+            end = index * CHUNK_SIZE + record.pos + record.len
+            if end > length and (end > self.capacity or (least is not None and end >= least)):
+                least = end if least is None else min(least, end)
+                refused.add(record.off)
+            else:
+                taken.append((index, record))
+                length = max(length, end)
+        if not taken:
+            raise OSError(errno.ENOSPC, "full")
+        attr.length, attr.mtime_ns = length, mtime_ns
+        for index, record in taken:
+            self.lists.setdefault((ino, index), []).append(record)
+        lengths = {index: len(self.lists[ino, index]) for index, _ in taken}
+        result = PackCommit(
+            lengths,
+            Attr(NodeType.FILE, 0o644, length=length),
+            frozenset(refused),
+            errno.ENOSPC if refused else 0,
+        )
+        self.refs[slice_id] = len(taken)
+        self.commits.append((ino, *taken[0], mtime_ns))
+        self.packs += 1
+        self.done[slice_id] = result
+        if self._random.random() < self.lose:
+            raise ConnectionError("answer lost")
+        if self.delay:
+            await asyncio.sleep(self._random.random() * self.delay)
+        return result
+
     async def begin_compaction(self, ino, index):
         await self._pause()
         return [SLICE_RECORD.pack(*r) for r in self.lists.get((ino, index), ())][:1000]
@@ -176,7 +222,13 @@ class FakeMeta:
         if chunk[: len(old)] != old:
             return None
         self.lists[ino, index] = [*old[:skipped], record, *chunk[len(old) :]]
-        return [(each.id, each.size) for each in old[skipped:] if each.id]
+        freed = []
+        for each in old[skipped:]:
+            if each.id:
+                self.refs[each.id] = self.refs.get(each.id, 1) - 1
+                if not self.refs[each.id]:
+                    freed.append((each.id, each.size))
+        return freed
 
 
 class Stack:

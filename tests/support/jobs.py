@@ -119,6 +119,36 @@ class Appender(Job):
         self.expected["log"] = digest(self.top / "log")
 
 
+class Scatter(Job):
+    """Writes small pieces all over a file that it keeps open; each is seen at once and stays."""
+
+    def prepare(self) -> None:
+        self.data = bytearray(300_000)
+        self.fd = os.open(self.top / "pieces", os.O_CREAT | os.O_RDWR)
+        os.write(self.fd, self.data)
+
+    def step(self) -> None:
+        self.count += 1
+        piece = self.rng.randbytes(self.rng.choice([1, 100, 4096]))
+        at = self.rng.randrange(len(self.data) - len(piece))
+        assert os.pwrite(self.fd, piece, at) == len(piece)
+        self.data[at : at + len(piece)] = piece
+        near = max(at - 3000, 0)
+        assert os.pread(self.fd, 10_000, near) == self.data[near : near + 10_000]
+        if self.count % 40 == 0:
+            os.fsync(self.fd)
+            if self.count % 80 == 0:
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        time.sleep(0.001)
+
+    def compare(self) -> None:
+        assert (self.top / "pieces").read_bytes() == self.data
+
+    def finish(self) -> None:
+        os.close(self.fd)
+        self.expected["pieces"] = digest(self.top / "pieces")
+
+
 class Reader(Job):
     """Reads a file at random places, some through new descriptors, and compares."""
 
@@ -417,6 +447,7 @@ KINDS: dict[str, Callable[[Path, random.Random], Job]] = {
     "writer": Writer,
     "appender": Appender,
     "reader": Reader,
+    "scatter": Scatter,
     "locker": Locker,
     "lister": Lister,
     "contender": Contender,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
@@ -164,6 +165,19 @@ class HandleMachine(TreeMachine):
     @rule(pair=handles, at=st.integers(0, 200_000), data=st.binary(max_size=50))
     def pwrite(self, pair: tuple[int, int] | None, at: int, data: bytes) -> None:
         self.on_both(pair, lambda fd: os.pwrite(fd, data * 100, at), f"pwrite at {at}")
+
+    @rule(pair=handles, seed=st.integers(0, 1 << 30), count=st.integers(2, 40))
+    def scatter(self, pair: tuple[int, int] | None, seed: int, count: int) -> None:
+        """Small writes at many places, which overlap now and then."""
+
+        def write_all(fd: int) -> list[int]:
+            rng = random.Random(seed)
+            pieces = [
+                (rng.randbytes(rng.randint(1, 300)), rng.randrange(3000)) for _ in range(count)
+            ]
+            return [os.pwrite(fd, data, at) for data, at in pieces]
+
+        self.on_both(pair, write_all, f"{count} writes")
 
     @rule(pair=handles, data=st.binary(max_size=50))
     def append(self, pair: tuple[int, int] | None, data: bytes) -> None:

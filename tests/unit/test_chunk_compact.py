@@ -10,6 +10,7 @@ import random
 import pytest
 from support.chunk_fakes import FakeStore, Stack
 
+from jfsd.chunk import compact
 from jfsd.types import Slice
 
 BLOCK = 4096
@@ -156,25 +157,52 @@ async def test_one_for_each_chunk_and_few_at_once():
 
 
 @pytest.mark.parametrize(
-    ("records", "starts", "waits"),
+    ("records", "added", "when", "waits"),
     [
-        (98, False, False),
-        (99, True, False),
-        (100, False, False),
-        (199, True, False),
-        (350, False, False),
-        (351, True, False),
-        (2499, True, False),
-        (2500, True, True),
+        (98, 1, "not", False),
+        (99, 1, "quiet", False),
+        (100, 1, "not", False),
+        (199, 1, "quiet", False),
+        (350, 1, "not", False),
+        (98, 98, "not", False),
+        (150, 52, "quiet", False),
+        (351, 1, "quiet", False),
+        (1500, 1000, "quiet", False),
+        (1501, 1, "now", False),
+        (2499, 1, "now", False),
+        (2500, 1, "now", True),
     ],
 )
-async def test_when_a_commit_calls_for_it(records, starts, waits):
+async def test_when_a_commit_calls_for_it(records, added, when, waits, monkeypatch):
+    monkeypatch.setattr(compact, "QUIET_S", 0.02)
     async with Stack() as stack:
-        future = stack.compactor.after_commit(1, 0, records)
-        assert bool(stack.compactor._running) == starts
+        future = stack.compactor.after_commit(1, 0, records, added)
+        assert bool(stack.compactor._running) == (when == "now")
         assert (future is not None) == waits
+        begun = []
+        stack.compactor.schedule = lambda ino, index: begun.append((ino, index))
+        await asyncio.sleep(0.1)
+        assert begun == ([(1, 0)] if when == "quiet" else [])
         if future is not None:
             await future
+
+
+async def test_a_chunk_is_left_alone_while_it_is_written_to(monkeypatch):
+    monkeypatch.setattr(compact, "QUIET_S", 0.2)
+    async with Stack() as stack:
+        began = asyncio.get_running_loop().time()
+        assert stack.compactor.after_commit(1, 0, 99) is None
+        for records in range(100, 120):
+            await asyncio.sleep(0.02)
+            stack.compactor.after_commit(1, 0, records)
+        begun = []
+        stack.compactor.schedule = lambda *_: begun.append(asyncio.get_running_loop().time())
+        async with asyncio.timeout(5):
+            while not begun:
+                await asyncio.sleep(0.01)
+        assert begun[0] - began > 0.4
+        stack.compactor.after_commit(1, 0, 199)
+    assert not stack.compactor._planned
 
 
 async def test_commits_wait_for_a_chunk_that_is_too_long():

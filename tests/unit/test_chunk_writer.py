@@ -10,12 +10,17 @@ import pytest
 from support.chunk_fakes import FakeMeta, FakeStore, Stack
 
 from jfsd import clock
+from jfsd.chunk import slicing
 from jfsd.chunk import writer as writer_module
 from jfsd.chunk.pending import UPLOADED, SliceRecord
+from jfsd.daemon.journal import SliceJournal
+from jfsd.daemon.state import Header, State
 from jfsd.object.base import StoreFullError
 from jfsd.types import CHUNK_SIZE
 
 BLOCK = 4096
+BIG_BLOCK = 1 << 16
+"""The smallest block that a volume may have."""
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +110,10 @@ async def test_write_that_a_newer_slice_overlaps_starts_its_own(now):
 async def test_slice_with_more_than_three_newer_ones_is_frozen(now):
     async with Stack() as stack:
         for n in range(5):
-            await stack.writer.write(1, n * 1000, b"x")
+            await stack.writer.write(1, n * 3000, b"x" * 2000)
         first = stack.writer.pending(1, 0)[0]
         assert not first.frozen
-        await stack.writer.write(1, 9000, b"x")
+        await stack.writer.write(1, 20_000, b"x" * 2000)
         assert first.frozen
 
 
@@ -139,6 +144,198 @@ async def test_old_slice_goes_home_though_written_to(now):
             now.s += 0.5
         await settle(lambda: bool(stack.meta.commits))
         assert records(stack)[0] == (0, 12)
+
+
+# -- packs
+
+
+async def scatter(stack, places, ino=1, size=40):
+    """Write small runs of bytes at places of a file; return what it should hold."""
+    model = bytearray(max(places) + size)
+    for n, place in enumerate(places):
+        data = bytes([n % 255 + 1]) * size
+        await stack.writer.write(ino, place, data)
+        model[place : place + size] = data
+    return bytes(model)
+
+
+async def test_small_writes_share_an_object_and_a_commit(now):
+    async with Stack() as stack:
+        places = [n * 7919 % 20_000 for n in range(50)]
+        model = await scatter(stack, places)
+        assert stack.arena.used_slots == 1
+        assert await stack.read(1, 0, len(model)) == model
+        await stack.writer.flush(1)
+        assert list(stack.store.objects) == ["vol/chunks/0/0/1_0_2000"]
+        assert records(stack) == [(place, 40) for place in places]
+        assert (len(stack.meta.commits), stack.meta.packs) == (1, 1)
+        assert stack.stored(1, 0, len(model)) == model
+        assert await stack.read(1, 0, len(model)) == model
+        assert stack.idle()
+
+
+async def test_later_writes_of_a_pack_hide_earlier_ones(now):
+    async with Stack() as stack:
+        model = await scatter(stack, [0, 500, 20, 520, 10, 500, 30, 0, 400, 15] * 3)
+        assert await stack.read(1, 0, len(model)) == model
+        await stack.writer.flush(1)
+        assert stack.stored(1, 0, len(model)) == model
+
+
+async def test_a_full_pack_is_sent_and_another_is_begun(now):
+    async with Stack() as stack:
+        model = await scatter(stack, [n * 7919 % 60_000 for n in range(250)])
+        await settle(lambda: stack.meta.packs == 2)
+        assert len(stack.writer.pending(1, 0)) < BLOCK // 40
+        await stack.writer.flush(1)
+        assert stack.stored(1, 0, len(model)) == model
+
+
+async def test_a_pack_has_a_limited_number_of_parts(now, monkeypatch):
+    monkeypatch.setattr(slicing, "PACK_PARTS", 5)
+    async with Stack() as stack:
+        await scatter(stack, [n * 100 for n in (5, 3, 9, 1, 7)], size=1)
+        await settle(lambda: stack.meta.packs == 1)
+
+
+async def test_a_pack_spans_chunks_of_one_file(now):
+    async with Stack() as stack:
+        for ino in (1, 2):
+            for index in (2, 0, 1):
+                await stack.writer.write(ino, index * CHUNK_SIZE + 5, bytes([ino, index]))
+        await stack.writer.flush_all()
+        assert len(stack.store.objects) == 2
+        for ino in (1, 2):
+            assert [records(stack, ino, index) for index in range(3)] == [[(5, 2)]] * 3
+            assert stack.stored(ino, 2 * CHUNK_SIZE + 5, 2) == bytes([ino, 2])
+
+
+async def test_streams_in_turn_do_not_become_packs(now):
+    async with Stack() as stack:
+        model = bytearray(30_000)
+        for n in range(40):
+            for at in (n * 100, 20_000 + n * 100):
+                model[at : at + 100] = data = bytes([n + 1]) * 100
+                await stack.writer.write(1, at, data)
+        assert await stack.read(1, 0, 30_000) == bytes(model[:24_000])
+        await stack.writer.flush(1)
+        assert stack.stored(1, 0, 30_000) == bytes(model)
+        assert len(records(stack)) <= 8
+
+
+async def test_writes_that_meet_others_by_chance_stay_in_the_pack(now):
+    async with Stack() as stack:
+        places = [n * 7919 % 400 * 40 for n in range(100)]
+        for n in range(0, 90, 9):
+            places[n + 3] = places[n] + 40
+        model = await scatter(stack, places)
+        await stack.writer.flush(1)
+        assert len(stack.meta.commits) == 1
+        assert stack.stored(1, 0, len(model)) == model
+
+
+@pytest.mark.promise(3)
+async def test_the_next_process_drops_what_was_refused_and_no_more(now):
+    """The answer of a commit that took a part of a pack is lost, and the process with it."""
+    state = State.create(Header("m", "v", "/mnt", "0:1", BIG_BLOCK))
+    meta, store = FakeMeta(capacity=1000, lose=1.0), FakeStore()
+    first = Stack(meta=meta, store=store, journal=SliceJournal(state), block_size=BIG_BLOCK)
+    fd = os.dup(first.arena.fd)
+    async with first:
+        for place in (10, 5000, 50, 6000, 990):
+            await first.writer.write(1, place, b"x" * 10)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await first.writer.flush(1)
+        await first.writer.write(1, 100, b"y" * 10)
+    meta.lose = 0.0
+    again = State.load(state.fd)
+    second = Stack(
+        meta=meta, store=store, journal=SliceJournal(again), block_size=BIG_BLOCK, arena_fd=fd
+    )
+    async with second:
+        second.writer.adopt(again.slices(), opened={1})
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            await second.writer.flush(1)
+        await second.writer.flush(1)
+        expected = bytearray(1000)
+        for place in (10, 50, 990):
+            expected[place : place + 10] = b"x" * 10
+        expected[100:110] = b"y" * 10
+        assert second.stored(1, 0, 1000) == bytes(expected)
+        assert await second.read(1, 0, 1000) == bytes(expected)
+        assert second.idle()
+        assert State.load(state.fd).slices() == []
+    os.close(fd)
+    os.close(state.fd)
+
+
+async def test_what_is_written_around_a_pack_keeps_its_order(now):
+    async with Stack() as stack:
+        await stack.writer.write(1, 0, b"a" * 10)
+        await stack.writer.write(1, 50, b"b" * 10)  # a pack
+        await stack.writer.write(1, 5, b"c" * 5000)  # a slice of its own
+        await stack.writer.write(1, 7, b"d" * 10)  # another
+        await stack.writer.write(1, 52, b"e" * 3)
+        expected = b"a" * 5 + b"cc" + b"d" * 10 + b"c" * 35 + b"eee" + b"c" * 4950
+        assert await stack.read(1, 0, 5005) == expected
+        await stack.writer.flush(1)
+        assert stack.stored(1, 0, 5005) == expected
+        assert stack.meta.packs == 2
+
+
+@pytest.mark.promise(15)
+async def test_of_a_refused_pack_is_kept_what_does_not_grow_the_file(now):
+    async with Stack(meta=FakeMeta(capacity=1000)) as stack:
+        await stack.writer.write(1, 0, b"a" * 900)
+        await stack.writer.flush(1)
+        before = stack.writer.newest
+        for place in (10, 950, 1100, 960, 5000, 30):
+            await stack.writer.write(1, place, b"x" * 5)
+        await stack.writer.write(1, 900, b"y" * 1500)  # waits behind it, and reaches as far
+        await stack.writer.write(1, 100, b"z" * 5)
+        await stack.writer.write(1, 3000, b"z" * 5)
+        assert stack.writer.newest == before + 9
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            await stack.writer.flush(1)
+        await stack.writer.flush(1)
+        assert stack.meta.attr(1).length == 965
+        expected = bytearray(b"a" * 900 + bytes(100))
+        for place in (10, 950, 960, 30):
+            expected[place : place + 5] = b"x" * 5
+        expected[100:105] = b"z" * 5
+        assert stack.stored(1, 0, 1000) == bytes(expected)
+        assert await stack.read(1, 0, 1000) == bytes(expected[:965])
+        await settle(lambda: len(stack.store.objects) == 3)
+        assert stack.idle()
+
+
+@pytest.mark.promise(15)
+async def test_a_pack_is_kept_through_an_outage_and_committed_once(now):
+    async with Stack(meta=FakeMeta(lose=1.0), retry_s=60) as stack:
+        stack.store.down = True
+        model = await scatter(stack, [n * 7919 % 20_000 for n in range(50)])
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await stack.writer.flush(1)
+        stack.store.down = False
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await stack.writer.flush(1)
+        stack.meta.lose = 0
+        await stack.writer.flush(1)
+        assert len(records(stack)) == 50
+        assert stack.stored(1, 0, len(model)) == model
+        assert stack.idle()
+
+
+async def test_a_discarded_pack_leaves_nothing(now):
+    async with Stack() as stack:
+        stack.store.gate = asyncio.Event()
+        await scatter(stack, [n * 7919 % 60_000 for n in range(150)])
+        await asyncio.sleep(0.01)
+        stack.writer.discard(1)
+        stack.store.gate.set()
+        await settle(stack.idle)
+        await settle(lambda: not stack.store.objects)
+        assert not stack.meta.commits
 
 
 # -- commits
@@ -212,11 +409,11 @@ async def test_growing_commits_are_not_under_way_together():
 
         stack.meta.commit_slice = slow
         for n in range(10):
-            await stack.writer.write(1, n * 1000, b"x")
+            await stack.writer.write(1, n * 3000, b"x" * 2000)
         await stack.writer.flush(1)
         assert most == 1
         for n in range(10):
-            await stack.writer.write(1, n * 100 + 3, b"y")
+            await stack.writer.write(1, n * 2500 + 3, b"y" * 2000)
         await stack.writer.flush(1)
         assert most > 1  # the first told the length; the others lie inside it
 
@@ -522,52 +719,44 @@ async def test_uploads_at_once_are_limited():
 # -- the next process
 
 
-class Notes:
-    """A journal that keeps what a next process would find."""
-
-    def __init__(self):
-        self.slices = {}
-
-    def keep(self, pending, *_):
-        self.slices[pending.seq] = pending.as_record()
-
-    on_slice_open = on_write = on_named = on_freeze = on_uploaded = keep
-
-    def on_committed(self, pending):
-        del self.slices[pending.seq]
-
-
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("seed", range(12))
 async def test_next_process_brings_home_what_was_accepted(seed):
-    """The process ends at any point; the arena and the journal are all that is left."""
+    """The process ends at any point; the arena and the state are all that is left."""
     store, meta = FakeStore(delay=0.004, seed=seed), FakeMeta(delay=0.002, seed=seed)
-    notes = Notes()
-    model = bytearray(60_000)
-    first = Stack(store=store, meta=meta, journal=notes, limit=300_000)
+    state = State.create(Header("m", "v", "/mnt", "0:1", BIG_BLOCK))
+    model = bytearray(600_000)
+    sizes = {"block_size": BIG_BLOCK, "limit": 3_000_000}
+    first = Stack(store=store, meta=meta, journal=SliceJournal(state), **sizes)
     fd = os.dup(first.arena.fd)
     async with first:
-        for n in range(30):
-            at = (n * 7919 * (seed + 1)) % 50_000
-            data = bytes([n + 1]) * (n * 331 % 9000 + 1)
+        for n in range(60):
+            at = (n * 7919 * (seed + 1)) % 500_000
+            data = bytes([n + 1]) * (n * 3331 % 90_000 + 1 if n % 20 < 6 else n + 1)
             await first.writer.write(1, at, data)
             model[at : at + len(data)] = data
             await asyncio.sleep(0.0005)
-    found = dict(notes.slices)
+            if n % 20 == 19 and seed % 3:
+                first.writer.push(1)
+        assert any(part.slice.packed for part in first.writer.pending(1, 0))
+    again = State.load(state.fd)
+    found = again.slices()
     assert found
-    second = Stack(store=store, meta=meta, journal=notes, limit=300_000, arena_fd=fd)
+    journal = SliceJournal(again)
+    second = Stack(store=store, meta=meta, journal=journal, arena_fd=fd, **sizes)
     async with second:
-        second.writer.adopt(found.values())
+        second.writer.adopt(found)
         assert second.budget.charged > 0
-        got = await second.reader.read(1, 1, 0, 60_000, 60_000)
+        got = await second.reader.read(1, 1, 0, 600_000, 600_000)
         assert bytes(got) == bytes(model)
         await second.writer.flush_all()
-        assert second.stored(1, 0, 60_000) == bytes(model)
+        assert second.stored(1, 0, 600_000) == bytes(model)
         assert second.idle()
-        assert not notes.slices
+        assert State.load(state.fd).slices() == []
         assert len(meta.commits) == len({commit[2].id for commit in meta.commits})
         assert resident_bytes(second) <= second.arena.warm_bytes
     os.close(fd)
+    os.close(state.fd)
 
 
 async def test_slot_cannot_be_claimed_twice():

@@ -18,7 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jfsd.chunk.pending import UPLOADED, Draft, SliceRecord
+from jfsd.chunk.arena import Arena
+from jfsd.chunk.budget import Budget
+from jfsd.chunk.pending import UPLOADED, Draft, PackRecord, SliceRecord
 from jfsd.clock import monotonic_s
 from jfsd.daemon import takeover
 from jfsd.daemon.state import CRASHED_AT, FileRecord, Header, State, StateError
@@ -139,6 +141,73 @@ def test_slices_come_back_as_last_written(state: State) -> None:
         if seq % 3 != 1
     ]
     assert left == expected
+
+
+def part_of(pack: int, seq: int, base: int, length: int = 5) -> SliceRecord:
+    """A part as the writer tells it: what the pack says of it is for the pack's record."""
+    return SliceRecord(seq, 77, 3, 12, length, 0, 17, (4,), pack, base)
+
+
+@pytest.mark.promise(3)
+def test_packs_come_back_with_all_their_parts(state: State) -> None:
+    big = (1 << 40) + 12345
+    for pack, id_, slot in ((1, 0, 4), (50, 99, 5), (big, 100, UPLOADED)):
+        state.put_pack(PackRecord(pack, 77, 0, 0, slot))
+        for n in range(20):
+            state.put_slice(part_of(pack, pack + n, n * 5))
+        state.put_pack(PackRecord(pack, 77, 100 if id_ else 0, id_, slot))
+    state.put_slice(slice_of(30))
+    again = reread(state)
+    assert sorted(again.slices()) == [
+        *[part_of(1, 1 + n, n * 5) for n in range(20)],
+        slice_of(30),
+        *[part_of(50, 50 + n, n * 5)._replace(id=99, slots=(5,), size=100) for n in range(20)],
+        *[
+            part_of(big, big + n, n * 5)._replace(id=100, slots=(UPLOADED,), size=100)
+            for n in range(20)
+        ],
+    ]
+    assert [again.has_pack(seq) for seq in (1, 50, big, 30)] == [True, True, True, False]
+    again.remove_pack(50)
+    assert {record.pack for record in reread(state).slices()} == {0, 1, big}
+
+
+@pytest.mark.promise(3)
+def test_a_pack_is_forgotten_by_one_record(state: State) -> None:
+    state.put_pack(PackRecord(1, 77, 0, 0, 4))
+    state.put_slice(part_of(1, 1, 0))
+    state.put_slice(part_of(1, 2, 5))
+    state.remove_pack(1)
+    shown = State.load(state.fd, read_only=True)
+    assert shown.slices() == []
+    again = reread(state)
+    assert again.slices() == []
+    again.put_pack(PackRecord(1, 77, 0, 0, 4))  # numbers begin anew when nothing is pending
+    assert reread(state).slices() == [], "a part of the former one"
+    assert reread(state)._slice_slots == {}, "a pack without parts is none"
+
+
+@pytest.mark.promise(3)
+def test_a_slice_becomes_a_pack_in_steps_that_each_are_whole(state: State) -> None:
+    first = SliceRecord(1, 77, 3, 12, 5, 0, 17, (4,))
+    state.put_slice(first)
+    state.put_pack(PackRecord(1, 77, 0, 0, 4))
+    assert State.load(state.fd, read_only=True).slices() == [first]
+    state.put_slice(part_of(1, 1, 0))
+    assert State.load(state.fd, read_only=True).slices() == [part_of(1, 1, 0)]
+
+
+@pytest.mark.promise(11)
+def test_a_version_without_packs_refuses_a_state_that_has_some(state: State) -> None:
+    """It would claim what it takes for slots; the first of them is none."""
+    state.put_pack(PackRecord(1, 77, 0, 0, 4))
+    state.put_slice(part_of(1, 1, 0))
+    for record in State.load(state.fd, read_only=True)._slice_records():
+        assert record.slots[0] not in (UPLOADED, *range(1 << 16))
+        arena = Arena(Budget(1 << 20), 1 << 16, slots=64)
+        with pytest.raises(ValueError, match="cannot be claimed"):
+            arena.claim(record.slots[0], 5)
+        arena.close()
 
 
 @pytest.mark.promise(3)
