@@ -52,6 +52,7 @@ EXPECTED = {
     "read 16 KiB": Cost(fuse=5, turns=2, commands=2, objects=0),
     "open, close": Cost(fuse=3, turns=1, commands=1, objects=0),
     "write 1 MiB more": Cost(fuse=1, turns=0, commands=0, objects=0.25),
+    "write 100 pages anywhere, fsync": Cost(fuse=101, turns=1, commands=1, objects=1),
     "list 80": Cost(fuse=5, turns=4, commands=4, objects=0),
     "unlink": Cost(fuse=3, turns=2, commands=3, objects=0),
 }
@@ -164,6 +165,11 @@ def measured(bench: Bench, work: Path) -> dict[str, Cost]:
         os.read(fd, 16384)
         os.close(fd)
 
+    def write_pieces(index: int) -> None:
+        for piece in range(100):
+            os.pwrite(sink, page[:4096], (index * 100 + piece) * 7919 % 10_000 * 4096)
+        os.fsync(sink)
+
     found: dict[str, Cost] = {}
 
     def measure(name: str, job: Callable[[int], object], times: int = TIMES) -> None:
@@ -187,6 +193,7 @@ def measured(bench: Bench, work: Path) -> dict[str, Cost]:
     measure("open, close", lambda index: os.close(os.open(path("s", index), os.O_RDONLY)))
     measure("write 1 MiB more", lambda _: os.write(sink, block))
     os.fsync(sink)  # what is still on its way is not the listing's
+    measure("write 100 pages anywhere, fsync", write_pieces, 4)
     measure("list 80", lambda _: os.listdir(work), 1)
     measure("unlink", lambda index: os.unlink(path("b", index)))
     os.close(sink)
