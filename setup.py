@@ -14,12 +14,15 @@ def pkg_config(*what: str) -> list[str]:
     return shlex.split(out.stdout.decode())
 
 
+_C = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
+
 setup(
     ext_modules=[
         Extension(
             "jfsd.fuse._native",
-            sources=["jfsd/fuse/_native.c"],
-            extra_compile_args=[*pkg_config("--cflags"), "-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            sources=["jfsd/fuse/_native.c", "jfsd/fuse/_dispatch.c"],
+            depends=["jfsd/fuse/_native.h"],
+            extra_compile_args=[*pkg_config("--cflags"), *_C, "-fvisibility=hidden"],
             extra_link_args=pkg_config("--libs"),
         ),
         Extension(
@@ -31,7 +34,7 @@ setup(
         Extension(
             "jfsd.vfs._listing",
             sources=["jfsd/vfs/_listing.c"],
-            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            extra_compile_args=_C,
         ),
     ]
 )

@@ -45,7 +45,7 @@ from jfsd.daemon.phase import Life, Phase
 from jfsd.daemon.reload import Reload, Tuner
 from jfsd.daemon.report import Report
 from jfsd.daemon.root import find_root
-from jfsd.daemon.state import CRASHED_AT, LAYOUT, Header, State, StateError
+from jfsd.daemon.state import CRASHED_AT, LAYOUT, RUNNING_AT, Header, State, StateError
 from jfsd.daemon.stop import Leaver, Stopper, cut_off
 from jfsd.daemon.store import VolumeStore
 from jfsd.daemon.succession import UPGRADE_SIGNAL, Succession, own_command
@@ -446,7 +446,9 @@ class _Server:
             init_out=state.header.init_out,
             terms=self._terms(volume),
             suspicion=Suspicion(
-                state.running, self._takeover.poisoned if self._takeover else frozenset()
+                state.memory,
+                RUNNING_AT,
+                self._takeover.poisoned if self._takeover else frozenset(),
             ),
             journal=journal,
         )

@@ -46,8 +46,8 @@ from jfsd.types import CHUNK_SIZE, Ino
 LAYOUT = 1
 _MAGIC = "jfsd-state"
 _HEADER_BYTES = 64 << 10
-_RUNNING_AT = 128 << 10
-CRASHED_AT = _RUNNING_AT + 16
+RUNNING_AT = 128 << 10
+CRASHED_AT = RUNNING_AT + 16
 _SUSPECTS_AT = 192 << 10
 _FILES_AT = 256 << 10
 
@@ -215,19 +215,19 @@ class State:
 
     def running(self, op: int) -> None:
         """Note that the handler of request `op` runs from now on; 0 when it waits or has ended."""
-        _RUNNING.pack_into(self._map, _RUNNING_AT, op, monotonic_s())
+        _RUNNING.pack_into(self._map, RUNNING_AT, op, monotonic_s())
 
     def suspect(self) -> tuple[int, float]:
         """Return the request whose handler was running when the last process died, or 0.
 
         And since when it was, on the monotonic clock.
         """
-        op, since_s = _RUNNING.unpack_from(self._map, _RUNNING_AT)
+        op, since_s = _RUNNING.unpack_from(self._map, RUNNING_AT)
         return int(op), float(since_s)
 
     @property
     def memory(self) -> mmap.mmap:
-        """The whole memory, for `note_crashes` of the native module at CRASHED_AT."""
+        """The whole memory; the native module writes at RUNNING_AT and CRASHED_AT itself."""
         return self._map
 
     def take_crash(self) -> int:

@@ -23,52 +23,11 @@
  * touch no Python object.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#define FUSE_USE_VERSION 314
-#include <fuse_lowlevel.h>
-#include <linux/fuse.h>
+#include "_native.h"
 
 #include <dlfcn.h>
-#include <errno.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
-#define EXPORT __attribute__((visibility("default")))
-
-#define RESENT (1ULL << 63)      /* FUSE_UNIQUE_RESEND */
-#define BODY_MAX 128             /* longest fixed part of a request that Python asks for */
-#define MAX_WRITE (1u << 20)     /* payload of the longest request */
-#define ROOM (MAX_WRITE + 4096)  /* the kernel wants payload and headers in one read */
-#define ROOMS 4                  /* receive buffers kept warm */
-#define COPY_MAX (256u << 10)    /* longer payloads are lent with their room, not copied */
-#define ANSWERED_MAX (1 << 17)   /* more than two seconds bring */
-
-/* The journal of requests in flight, for kernels that do not send them again (before 6.9): memory
- * that outlives the process. A request is read into `staged` and, as soon as it is known, noted in
- * a slot until it is answered; `noted` is the number of the last one for which that is done. A
- * slot holds the whole request if it is short, as all are but those with data or long names. */
-#define NOTE_RAW 240
-#define NOTES (1u << 13)
-
-struct note {
-	uint64_t unique;           /* 0: free; written last */
-	uint32_t len;              /* of the request; more than NOTE_RAW: not kept */
-	uint32_t reserved;
-	char raw[NOTE_RAW];
-};
-
-struct journal {
-	uint64_t noted;
-	char pad[4096 - sizeof(uint64_t)];
-	char staged[ROOM];
-	struct note notes[NOTES];
-};
+#include <time.h>
 
 #if FUSE_MAKE_VERSION(FUSE_MAJOR_VERSION, FUSE_MINOR_VERSION) >= FUSE_MAKE_VERSION(3, 17)
 #define VERSIONED 1
@@ -77,41 +36,7 @@ struct journal {
 #define SESSION_NEW "fuse_session_new"
 #endif
 
-struct settings {
-	int fd;
-	int adopted;              /* the kernel has its INIT answer already */
-	unsigned long long set;   /* flags to add to the INIT answer, if the kernel offers them */
-	unsigned long long clear; /* flags to take from it */
-	unsigned int max_readahead;
-	unsigned int max_background;
-};
-
-/* One mount per process, as in pyfuse3. */
-static struct {
-	struct settings want;
-	PyObject *init_in;         /* bytes; owned */
-	PyObject *init_out;        /* bytes once answered; owned */
-	bool init_unread, init_unanswered, attached, ended;
-	bool caught_up;            /* a request has come that no earlier process had read */
-	struct fuse_lowlevel_ops theirs;
-
-	struct fuse_in_header in;  /* request being dispatched, unique without RESENT */
-	PyObject *room;            /* its buffer; borrowed from `rooms` */
-	size_t received;
-	unsigned long resent;      /* requests that an earlier process had read */
-	const char *payload;       /* data of a WRITE, inside `room` */
-	size_t payload_len;
-
-	PyObject *rooms[ROOMS];    /* bytes; owned */
-	PyObject *watched;         /* set of uniques whose answer is of interest; owned */
-	PyObject *answered;        /* list of those answered since take_answered(); owned */
-	PyObject *replay;          /* list of requests to be read before the kernel's; owned or NULL */
-	bool replaying;            /* the request being dispatched is one of them */
-	Py_buffer memory;          /* of the journal; .obj is NULL without one */
-	struct journal *journal;
-	unsigned int lost;         /* noted requests that a next process could not repeat */
-	PyObject *on_interrupt;    /* called with the unique of an interrupted lock; owned or NULL */
-} state;
+struct native state = { .want.fd = -1 };
 
 static void *libfuse(const char *name)
 {
@@ -195,15 +120,6 @@ static void on_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 	state.theirs.write(req, ino_in, "", 0, 0, fi_in);
 }
 
-/* pyfuse3 copies what it is given; the payload is handed over by payload() instead. */
-static void on_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
-		     struct fuse_file_info *fi)
-{
-	state.payload = buf;
-	state.payload_len = size;
-	state.theirs.write(req, ino, "", 0, off, fi);
-}
-
 /* pyfuse3 turns the flags into a getxattr before the setxattr; Python reads them instead. */
 static void on_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 			size_t size, int flags)
@@ -236,7 +152,6 @@ static void complete(struct fuse_lowlevel_ops *ops)
 	ops->copy_file_range = on_copy_file_range;
 	ops->readdir = ops->readdirplus = on_readdir;
 	ops->setxattr = on_setxattr;
-	ops->write = on_write;
 	ops->write_buf = NULL;
 	ops->forget = on_forget;
 	ops->forget_multi = on_forget_multi;
@@ -352,7 +267,7 @@ static void note_answered(uint64_t unique)
 }
 
 /* libfuse hands every answer and notification to this. */
-static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
+ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
 {
 	struct fuse_out_header *out = iov[0].iov_base;
 	ssize_t len = out->len, done;
@@ -363,6 +278,8 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata
 		keep_init(iov, count);
 		if (state.want.adopted)
 			return len;
+	} else if (out->unique != 0 && state.first_answer_s == 0) {
+		state.first_answer_s = now_s();
 	}
 	do
 		done = writev(fd, iov, count);
@@ -477,11 +394,20 @@ static ssize_t receive(int fd, char *mem)
 	return got;
 }
 
-/* As documented by libfuse, with EAGAIN reported as EINTR, on which pyfuse3 waits again. */
-EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+static void arrived(const struct fuse_in_header *in)
 {
-	(void)se;
-	buf->mem = NULL;
+	bool again = state.replaying || (in->unique & RESENT) != 0;
+
+	note_request(in);
+	state.resent += again;
+	/* What was read before comes first, marked, but for these, which never come again. */
+	if (!again && in->opcode != FUSE_INIT && in->opcode != FUSE_FORGET &&
+	    in->opcode != FUSE_BATCH_FORGET && in->opcode != FUSE_INTERRUPT)
+		state.caught_up = true;
+}
+
+ssize_t fetch(void)
+{
 	state.room = free_room();
 	if (state.room == NULL) {
 		PyErr_Clear();
@@ -491,38 +417,51 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
 	if (got < 0) {
 		/* ECONNABORTED: the end came while a request was on its way to us */
 		state.ended = errno == ENODEV || errno == ECONNABORTED;
-		if (state.ended)
-			return 0;
-		return errno == EAGAIN ? -EINTR : -errno;
+		return state.ended ? 0 : -errno;
 	}
 	if ((size_t)got < sizeof(struct fuse_in_header))
 		return -EIO;
 	state.received = (size_t)got;
+	arrived((const struct fuse_in_header *)PyBytes_AS_STRING(state.room));
+	return got;
+}
+
+PyObject *lend(const char *at, size_t len)
+{
+	if (len <= COPY_MAX)
+		return PyBytes_FromStringAndSize(at, (Py_ssize_t)len);
+	Py_ssize_t start = at - PyBytes_AS_STRING(state.room);
+	PyObject *whole = PyMemoryView_FromObject(state.room);
+	PyObject *part = whole == NULL ? NULL : PySequence_GetSlice(whole, start,
+								    start + (Py_ssize_t)len);
+	Py_XDECREF(whole);
+	return part;
+}
+
+/* As documented by libfuse, with EAGAIN reported as EINTR, on which pyfuse3 waits again. */
+EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	ssize_t got = state.left ? 1 : take();
+
+	(void)se;
+	buf->mem = NULL;
+	if (!state.left)
+		return got > 0 || got == -EAGAIN ? -EINTR : (int)got;
+	state.left = false;
 	buf->mem = PyBytes_AS_STRING(state.room);
-	buf->size = (size_t)got;
+	buf->size = state.received;
 	buf->flags = 0;
-	return (int)got;
+	return (int)buf->size;
 }
 
 EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_buf *buf)
 {
 	static typeof(fuse_session_process_buf) *real;
-	struct fuse_in_header *in = buf->mem;
 
 	if (real == NULL)
 		real = libfuse("fuse_session_process_buf");
-	state.in = *in;
-	note_request(in);
-	state.resent += state.replaying || (in->unique & RESENT) != 0;
-	/* What was read before comes first, marked, but for these, which never come again. */
-	if (!state.replaying && !(in->unique & RESENT) && in->opcode != FUSE_INIT &&
-	    in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET &&
-	    in->opcode != FUSE_INTERRUPT)
-		state.caught_up = true;
+	state.in = *(const struct fuse_in_header *)buf->mem;
 	state.in.unique &= ~RESENT;
-	state.payload = NULL;
-	if (in->opcode == FUSE_TMPFILE)
-		in->opcode = FUSE_CREATE;
 	real(se, buf);
 	((struct fuse_buf *)buf)->mem = NULL; /* pyfuse3 would free it; it is ours */
 }
@@ -530,7 +469,6 @@ EXPORT void fuse_session_process_buf(struct fuse_session *se, const struct fuse_
 /* ---- directories ------------------------------------------------------------------------- */
 
 #define RECORD_MIN 63     /* an attribute record without parent, format.md 6.1 */
-#define BLOCK_BYTES 65536 /* st_blksize */
 #define ROOM_MAX (1u << 20)
 
 struct timeouts {
@@ -551,14 +489,14 @@ static uint64_t big_endian(const unsigned char *at, int bytes)
 	return number;
 }
 
-static void set_valid(double timeout, uint64_t *seconds, uint32_t *nanoseconds)
+void set_valid(double timeout, uint64_t *seconds, uint32_t *nanoseconds)
 {
 	*seconds = (uint64_t)timeout;
 	*nanoseconds = (uint32_t)((timeout - (double)*seconds) * 1e9);
 }
 
 /* DT_*, which is the upper half of st_mode, of a type of the format. */
-static uint32_t kind_of(unsigned int type)
+uint32_t kind_of(unsigned int type)
 {
 	static const uint8_t kinds[8] = { 0, 8, 4, 10, 1, 6, 2, 12 };
 
@@ -706,6 +644,68 @@ static void on_crash(int number)
 	raise(number);
 }
 
+static volatile struct {
+	uint64_t unique;
+	double since_s; /* monotonic */
+} *running_word;
+static Py_buffer running_memory;
+
+double now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+void running(uint64_t unique)
+{
+	if (running_word == NULL)
+		return;
+	running_word->unique = unique;
+	running_word->since_s = now_s();
+}
+
+static PyObject *running_(PyObject *self, PyObject *unique)
+{
+	uint64_t number = PyLong_AsUnsignedLongLong(unique);
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	running(number);
+	Py_RETURN_NONE;
+}
+
+/* Take 8-byte words at `at` of writable `memory` into use; NULL with an exception. */
+static void *use_words(PyObject *memory, Py_ssize_t at, Py_ssize_t words, Py_buffer *buffer)
+{
+	if (PyObject_GetBuffer(memory, buffer, PyBUF_WRITABLE) < 0)
+		return NULL;
+	if (at < 0 || at % 8 || at + 8 * words > buffer->len) {
+		PyBuffer_Release(buffer);
+		PyErr_SetString(PyExc_ValueError, "there is no such word");
+		return NULL;
+	}
+	return (char *)buffer->buf + at;
+}
+
+static PyObject *note_running(PyObject *self, PyObject *args)
+{
+	PyObject *memory;
+	Py_ssize_t at;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "On", &memory, &at))
+		return NULL;
+	if (running_word != NULL)
+		PyBuffer_Release(&running_memory);
+	running_word = use_words(memory, at, 2, &running_memory);
+	if (running_word == NULL)
+		return NULL;
+	Py_RETURN_NONE;
+}
+
 static PyObject *note_crashes(PyObject *self, PyObject *args)
 {
 	static const int numbers[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT };
@@ -720,14 +720,9 @@ static PyObject *note_crashes(PyObject *self, PyObject *args)
 		PyErr_SetString(PyExc_RuntimeError, "crashes are noted already");
 		return NULL;
 	}
-	if (PyObject_GetBuffer(memory, &crash_memory, PyBUF_WRITABLE) < 0)
+	crash_word = use_words(memory, at, 1, &crash_memory);
+	if (crash_word == NULL)
 		return NULL;
-	if (at < 0 || at % 8 || at + 8 > crash_memory.len) {
-		PyBuffer_Release(&crash_memory);
-		PyErr_SetString(PyExc_ValueError, "there is no such word");
-		return NULL;
-	}
-	crash_word = (uint64_t *)((char *)crash_memory.buf + at);
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
 		sigaction(numbers[i], &action, &before_crash[numbers[i]]);
 	Py_RETURN_NONE;
@@ -808,7 +803,8 @@ static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 	Py_XSETREF(state.init_in, Py_NewRef(init_in));
 	Py_CLEAR(state.init_out);
 	state.init_unread = state.init_unanswered = true;
-	state.attached = state.ended = state.caught_up = false;
+	state.attached = state.ended = state.caught_up = state.left = false;
+	state.first_answer_s = 0;
 	state.room = NULL;
 	state.resent = 0;
 	if (PySet_Clear(state.watched) < 0 ||
@@ -845,6 +841,12 @@ static PyObject *caught_up(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
 	return PyBool_FromLong(state.caught_up);
+}
+
+static PyObject *first_answer_s(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	return PyFloat_FromDouble(state.first_answer_s);
 }
 
 static PyObject *unanswered(PyObject *self, PyObject *none)
@@ -897,25 +899,6 @@ static PyObject *body(PyObject *self, PyObject *none)
 		(Py_ssize_t)(len < BODY_MAX ? len : BODY_MAX));
 }
 
-static PyObject *payload(PyObject *self, PyObject *none)
-{
-	(void)self, (void)none;
-	if (state.payload == NULL)
-		return PyBytes_FromStringAndSize(NULL, 0);
-	Py_ssize_t start = state.payload - PyBytes_AS_STRING(state.room);
-	Py_ssize_t len = (Py_ssize_t)state.payload_len;
-	if (start < 0 || start + len > (Py_ssize_t)state.received) {
-		PyErr_SetString(PyExc_ValueError, "WRITE is longer than its request");
-		return NULL;
-	}
-	if (len <= COPY_MAX)
-		return PyBytes_FromStringAndSize(state.payload, len);
-	PyObject *whole = PyMemoryView_FromObject(state.room);
-	PyObject *part = whole == NULL ? NULL : PySequence_GetSlice(whole, start, start + len);
-	Py_XDECREF(whole);
-	return part;
-}
-
 static PyObject *take_answered(PyObject *self, PyObject *none)
 {
 	PyObject *taken = state.answered, *fresh = PyList_New(0);
@@ -945,6 +928,8 @@ static PyMethodDef methods[] = {
 	  "Return how many requests in flight a next process could not repeat from the journal." },
 	{ "caught_up", caught_up, METH_NOARGS,
 	  "Return whether a request was read that is no repeat of an earlier process's." },
+	{ "first_answer_s", first_answer_s, METH_NOARGS,
+	  "Return when the first request was answered, on the monotonic clock; 0.0 before it." },
 	{ "unanswered", unanswered, METH_NOARGS, "Return the watched numbers not yet answered." },
 	{ "init_out", init_out, METH_NOARGS, "Return our answer to INIT, b'' before it." },
 	{ "unique", unique, METH_NOARGS,
@@ -957,10 +942,13 @@ static PyMethodDef methods[] = {
 	  "Return entries of (cookies, names, inodes, types, records) from an index on, as many\n"
 	  "as fit into a size; with attributes and (attr, entry, directory entry) timeouts unless\n"
 	  "the records are None." },
-	{ "payload", payload, METH_NOARGS,
-	  "Return the data of the current WRITE: a copy, or a view if it is long." },
 	{ "take_answered", take_answered, METH_NOARGS,
 	  "Return the watched numbers that were answered since the last call." },
+	{ "note_running", note_running, METH_VARARGS,
+	  "note_running(memory, offset): the number of the request whose handler runs is written\n"
+	  "there, as 64 bits, and since when, as a double." },
+	{ "running", running_, METH_O,
+	  "Note that the handler of this request runs, or with 0 that none does." },
 	{ "note_crashes", note_crashes, METH_VARARGS,
 	  "note_crashes(memory, offset): the number of a signal that ends us by our own fault is\n"
 	  "written there, as 64 bits; once in a process." },
@@ -988,7 +976,9 @@ PyMODINIT_FUNC PyInit__native(void)
 		return NULL;
 	}
 	PyObject *created = PyModule_Create(&module);
-	if (created != NULL && (PyModule_AddIntConstant(created, "JOURNAL_BYTES",
+	if (created != NULL && (PyModule_AddFunctions(created, dispatch_methods) < 0 ||
+				dispatch_init(created) < 0 ||
+				PyModule_AddIntConstant(created, "JOURNAL_BYTES",
 							sizeof(struct journal)) < 0 ||
 				PyModule_AddIntConstant(created, "JOURNAL_NOTES_AT",
 							offsetof(struct journal, notes)) < 0 ||

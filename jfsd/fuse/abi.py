@@ -7,13 +7,14 @@ import struct
 import sys
 from typing import NamedTuple
 
+LOOKUP, GETATTR, MKDIR, UNLINK, RMDIR, RENAME, RENAME2 = 1, 3, 9, 10, 11, 12, 45
+OPEN, READ, WRITE, RELEASE = 14, 15, 16, 18
 FORGET, FSYNC, SETXATTR, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 2, 20, 21, 25, 26, 36, 42
 READDIR, READDIRPLUS = 28, 44
 GETLK, SETLK, SETLKW = 31, 32, 33
 CREATE, FALLOCATE, LSEEK, COPY_FILE_RANGE, TMPFILE = 35, 43, 46, 47, 51
 
 LK_FLOCK = 1
-RELEASE_FLOCK_UNLOCK = 2
 NOTIFY_RESEND = 7
 INT64_MAX = (1 << 63) - 1
 
@@ -31,8 +32,6 @@ INIT_HAS_RESEND = 1 << 39
 _OUT_HEADER = struct.Struct("=IiQ")
 _INIT_IN = struct.Struct("=40xIIIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHI")
-_FLUSH_IN = struct.Struct("=QIIQ")
-_RELEASE_IN = struct.Struct("=QIIQ")
 _LK_IN = struct.Struct("=QQQQIIII")
 _LK_OUT = struct.Struct("=QQII")
 _FALLOCATE_IN = struct.Struct("=QQQII")
@@ -92,17 +91,6 @@ def lock_request(body: bytes) -> LockRequest:
 def lock_reply(type_: int, start: int, end: int, pid: int) -> bytes:
     """Encode the answer to GETLK."""
     return _LK_OUT.pack(start, end, type_, pid)
-
-
-def flush_owner(body: bytes) -> int:
-    """Return the lock owner of a FLUSH."""
-    return int(_FLUSH_IN.unpack_from(body)[3])
-
-
-def release_owner(body: bytes) -> int | None:
-    """Return the owner of the flock that a RELEASE ends, None if there is none."""
-    _, _, flags, owner = _RELEASE_IN.unpack_from(body)
-    return int(owner) if flags & RELEASE_FLOCK_UNLOCK else None
 
 
 def fallocate_request(body: bytes) -> tuple[int, int, int, int]:

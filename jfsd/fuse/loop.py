@@ -1,10 +1,12 @@
 """The part of trio that pyfuse3's main loop uses, on asyncio, with little to do per request.
 
-pyfuse3 runs worker tasks. Each waits for the descriptor, reads one request, and
-carries it to its answer; a new worker is started when none is left waiting. Its own
-asyncio layer registers and removes the descriptor for every request. Here it stays
-registered, and its readiness wakes the worker that waited last (its memory is the
-warmest).
+When the descriptor is readable, requests are taken from it natively (`_dispatch.c`),
+several at once. What is carried out there needs nothing else, or a task of its own if
+it has to wait. What is left is pyfuse3's, which runs worker tasks: each waits for the
+descriptor, reads one request, and carries it to its answer; a new worker is started
+when none is left waiting. Its own asyncio layer registers and removes the descriptor
+for every request. Here it stays registered, and a request that is left wakes the
+worker that waited last (its memory is the warmest).
 
 The loop can be parked: no request is read any more, those that were read go on to
 their answers. That, and never libfuse's exit flag, is how serving stops: with the
@@ -16,10 +18,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from jfsd.clock import monotonic_s
 from jfsd.fuse import native
+
+_AT_ONCE = 16
+"""Requests taken in one turn of the event loop; replies of Redis are due in between."""
+
+
+class Kernel(Protocol):
+    """Where requests come from (`jfsd.fuse.native`)."""
+
+    def take(self) -> bool | None:
+        """Read a request; return True if a worker is to go on, None if there is none."""
+
+    def waiting(self) -> int:
+        """Return how many requests are carried out without a worker, and wait."""
+
+    def ended(self) -> bool:
+        """Return whether the connection has ended."""
 
 
 class ClosedResourceError(Exception):
@@ -39,23 +56,35 @@ class _Everyone:
 class Workers:
     """pyfuse3's `trio`, and its `trio.lowlevel`, for one mount.
 
-    Invariants: a worker is idle (waiting to read), granted (about to read) or busy;
-    at most one is granted; the descriptor is watched only while a worker is idle and
-    the loop is neither parked nor held.
+    Invariants: a worker is idle (waiting for a request), granted (about to get one) or
+    busy; at most one is granted; the descriptor is watched only while a worker is idle,
+    the loop is neither parked nor held, and there is room for one more request.
     """
 
     ClosedResourceError = ClosedResourceError
     Lock = _Everyone
     name = "fuse"
 
-    def __init__(self, fd: int, on_ready: Callable[[], None], replays: int = 0) -> None:
+    def __init__(
+        self,
+        fd: int,
+        on_ready: Callable[[], None],
+        *,
+        replays: int = 0,
+        most: int = 1 << 16,
+        kernel: Kernel = native,
+    ) -> None:
         """Serve `fd`.
 
         Args:
             fd: What requests are read from.
             on_ready: Called once, when INIT has been answered.
             replays: So many requests are read from elsewhere before.
+            most: So many requests are in work at once; more wait in the kernel.
+            kernel: Reads them.
         """
+        self._kernel = kernel
+        self._most = most
         self._replays = replays
         self.lowlevel = self
         self._fd = fd
@@ -64,7 +93,6 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
-        self._worked: set[asyncio.Task[None] | None] = set()
         self._granted = False
         self._watching = False
         self._parked = False
@@ -72,8 +100,6 @@ class Workers:
         self._closed = False
         self._error: BaseException | None = None
         self._progress = asyncio.Event()
-        self.first_answer_s = 0.0
-        """When the first request was answered; 0.0 before it."""
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "parked" if self._parked else "serving"
@@ -82,7 +108,7 @@ class Workers:
     @property
     def busy(self) -> int:
         """Requests that were read and are not answered."""
-        return len(self._tasks) - len(self._idle) - self._granted
+        return len(self._tasks) - len(self._idle) - self._granted + self._kernel.waiting()
 
     def park(self) -> None:
         """Read no more requests; those that were read go on."""
@@ -108,13 +134,25 @@ class Workers:
             await self._change()
 
     def close(self) -> None:
-        """Let every worker end once it is idle; `pyfuse3.main()` returns after the last."""
+        """Let every worker end once it is idle; `pyfuse3.main()` returns after the last answer."""
         self._closed = True
         self._unwatch()
         for waiting in self._idle:
             if not waiting.done():
                 waiting.set_exception(ClosedResourceError())
         self._idle.clear()
+
+    # -- what the native dispatcher calls ------------------------------------------------------
+
+    def adopt(self, request: native.Request) -> asyncio.Task[None]:
+        """Return a task that carries a request on, which has to wait."""
+        return self._loop.create_task(request, name="request")
+
+    def relieved(self) -> None:
+        """Note that such a request is answered."""
+        if not self._watching:
+            self._progress.set()
+            self._look()
 
     # -- what pyfuse3 calls -----------------------------------------------------------------
 
@@ -145,12 +183,6 @@ class Workers:
         if self._on_ready is not None:
             on_ready, self._on_ready = self._on_ready, None
             on_ready()
-        elif not self.first_answer_s and asyncio.current_task() in self._worked:
-            self.first_answer_s = monotonic_s()
-            self._worked.clear()
-        if self._replays and not self._parked:
-            self._replays -= 1
-            return
         waiting = self._loop.create_future()
         self._idle.append(waiting)
         if self._parked:
@@ -165,11 +197,9 @@ class Workers:
                 self._granted = False
             raise
         self._granted = False
-        if not self.first_answer_s:
-            self._worked.add(asyncio.current_task())
 
     def open_nursery(self) -> Self:
-        """Return a context that lasts as long as there are workers."""
+        """Return a context that lasts as long as there are workers or requests."""
         return self
 
     async def __aenter__(self) -> Self:
@@ -181,9 +211,9 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Return after the last worker; raise what ended one of them."""
+        """Return after the last worker and request; raise what ended one of them."""
         try:
-            while self._tasks:
+            while self._tasks or self._kernel.waiting():
                 await self._change()
         finally:
             self.close()
@@ -202,30 +232,42 @@ class Workers:
 
     def _look(self) -> None:
         """Watch the descriptor if a request of it would be read."""
-        if self._idle and not (self._watching or self._parked or self._full or self._closed):
+        if not self._idle or self._parked or self._full or self._closed:
+            return
+        if not self._watching:
             self._watching = True
-            self._loop.add_reader(self._fd, self._grant)
+            self._loop.add_reader(self._fd, self._drain)
+        if self._replays:
+            self._loop.call_soon(self._drain)
 
     def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
             self._loop.remove_reader(self._fd)
 
-    def _grant(self) -> None:
-        if self._granted:
-            return
-        if not self._idle:
-            self._unwatch()
-            return
-        self._granted = True
-        self._idle.pop().set_result(None)
+    def _drain(self) -> None:
+        """Begin what has come, until a request is left for a worker."""
+        for _ in range(_AT_ONCE):
+            if self._granted or not self._watching:
+                return
+            if not self._idle or self.busy >= self._most:
+                self._unwatch()
+                return
+            self._replays -= self._replays > 0
+            left = self._kernel.take()
+            if left:
+                self._granted = True
+                self._idle.pop().set_result(None)
+            elif left is None:
+                return
+        self._look()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._error = self._error or error
-        if error is not None or native.ended():
+        if error is not None or self._kernel.ended():
             self.close()
         self._progress.set()
 

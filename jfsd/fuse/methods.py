@@ -24,11 +24,13 @@ NAMES = {
 }  # fmt: skip
 """By opcode (linux/fuse.h); those of the reference where it has the same."""
 
-_READ, _WRITE = 15, 16
 _BY_HANDLE = frozenset(
-    (_READ, _WRITE, 18, 20, 25, 28, 29, 30, 31, 32, 33, abi.FALLOCATE, 44, 46, 47)
+    (abi.READ, abi.WRITE, abi.RELEASE, 20, 25, 28, 29, 30, 31, 32, 33, abi.FALLOCATE, 44, 46, 47)
 )
 """Their handlers are not told the inode; it is shown first."""
+
+_CLOSING = frozenset((abi.FLUSH, abi.RELEASE))
+"""Of these the owner of locks is not shown."""
 
 
 def name_of(opcode: int) -> str:
@@ -59,12 +61,14 @@ def error_name(number: int) -> str:
 
 
 def _arguments(opcode: int, ino: int, arguments: Sequence[object], result: object) -> str:
-    if opcode == _READ:
+    if opcode == abi.READ:
         fh, off, size, *_ = arguments
         return f"{ino},{size},{off},{fh}"
-    if opcode == _WRITE:
+    if opcode == abi.WRITE:
         fh, off, *_ = arguments
         return f"{ino},{result if isinstance(result, int) else '?'},{off},{fh}"
+    if opcode in _CLOSING:
+        arguments = arguments[:1]
     words = [str(ino)] if opcode in _BY_HANDLE else []
     for argument in arguments:
         if isinstance(argument, bytes):

@@ -53,6 +53,14 @@ def _no_packages() -> ModuleType:
 with _standing_in({"trio": ModuleType("trio"), "importlib.metadata": _no_packages()}):
     import pyfuse3
 
+ATTR = _native.ATTR
+COUNT = _native.COUNT
+CREATED = _native.CREATED
+DATA = _native.DATA
+ENTRY = _native.ENTRY
+NOTHING = _native.NOTHING
+OPENED = _native.OPENED
+Request = _native.Request
 JOURNAL_BYTES = _native.JOURNAL_BYTES
 JOURNAL_NOTES_AT = _native.JOURNAL_NOTES_AT
 JOURNAL_STAGED_AT = _native.JOURNAL_STAGED_AT
@@ -60,40 +68,58 @@ attached = _native.attached
 body = _native.body
 caught_up = _native.caught_up
 current = _native.current
+dispatch = _native.dispatch
 ended = _native.ended
+first_answer_s = _native.first_answer_s
 init_out = _native.init_out
 note_crashes = _native.note_crashes
+note_running = _native.note_running
 on_interrupt = _native.on_interrupt
 lost = _native.lost
 opcode = _native.opcode
 pack_entries = _native.pack_entries
-payload = _native.payload
 prepare = _native.prepare
 resent = _native.resent
+running = _native.running
+take = _native.take
 take_answered = _native.take_answered
 unanswered = _native.unanswered
 unique = _native.unique
+waiting = _native.waiting
 
 __all__ = [
+    "ATTR",
+    "COUNT",
+    "CREATED",
+    "DATA",
+    "ENTRY",
     "JOURNAL_BYTES",
     "JOURNAL_NOTES_AT",
     "JOURNAL_STAGED_AT",
+    "NOTHING",
+    "OPENED",
+    "Request",
     "attached",
     "body",
     "caught_up",
     "current",
+    "dispatch",
     "ended",
+    "first_answer_s",
     "init_out",
     "lost",
     "note_crashes",
+    "note_running",
     "on_interrupt",
     "opcode",
     "pack_entries",
-    "payload",
     "prepare",
     "pyfuse3",
     "resent",
+    "running",
+    "take",
     "take_answered",
     "unanswered",
     "unique",
+    "waiting",
 ]

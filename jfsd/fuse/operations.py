@@ -1,4 +1,6 @@
-"""The kernel's requests: decode, call the file system, reply.
+"""The kernel's requests that come through pyfuse3: decode, call the file system, reply.
+
+Those that programs make most never come here: `jfsd.fuse.direct` has them.
 
 Errors of the file system are OSError. Anything else that a handler raises is a bug of
 ours: it is logged with its traceback and the program gets EIO; the loop goes on. A
@@ -19,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 from jfsd import failpoint
 from jfsd.clock import monotonic_s
 from jfsd.fuse import abi, native
+from jfsd.fuse.direct import refuse_poison
 from jfsd.fuse.methods import answered
 from jfsd.fuse.native import pyfuse3
-from jfsd.fuse.payloads import Payloads
-from jfsd.metrics import READ_SIZES, REQUEST_ERRORS, REQUESTS, WRITE_SIZES
-from jfsd.types import MAX_NAME_BYTES, NOW_NS, Attr, Caller, Ino, NodeType, ReadableBuffer
+from jfsd.metrics import REQUEST_ERRORS, REQUESTS
+from jfsd.types import MAX_NAME_BYTES, NOW_NS, Attr, Caller, Ino, NodeType
 from jfsd.vfs.accesslog import AccessLog
 from jfsd.vfs.dirs import Node
-from jfsd.vfs.ports import Opened, SetAttr
+from jfsd.vfs.ports import SetAttr
 from jfsd.vfs.virtual import ACCESS_LOG_INO
 
 if TYPE_CHECKING:
@@ -65,14 +67,11 @@ def replying(handler: Handler[P, T]) -> Handler[P, T]:
         current, began_s, failure = native.current(), monotonic_s(), 0
         result: T | None = None
         try:
-            if self._mark is None:
-                result = await handler(self, *args, **kwargs)
-            else:
-                self._refuse_poison(current[0], args)
-                work = handler(self, *args, **kwargs)
-                if failpoint.armed:
-                    work = failpoint.reached(place, work)
-                result = await _Marked(work, current[0], self._mark)
+            self._refuse_poison(current[0], args)
+            work = handler(self, *args, **kwargs)
+            if failpoint.armed:
+                work = failpoint.reached(place, work)
+            result = await _Marked(work, current[0])
         except OSError as error:
             failure = error.errno or errno.EIO
             raise pyfuse3.FUSEError(failure) from None
@@ -112,9 +111,7 @@ class Operations(pyfuse3.Operations):
         vfs: Vfs,
         *,
         acls: bool = False,
-        mark: Callable[[int], None] | None = None,
         poisoned: Collection[int] = (),
-        payloads: Payloads | None = None,
         access: AccessLog | None = None,
     ) -> None:
         """Serve `vfs`.
@@ -122,15 +119,11 @@ class Operations(pyfuse3.Operations):
         Args:
             vfs: The file system.
             acls: The kernel checks POSIX ACLs.
-            mark: Told the request whose handler runs, and 0 when it waits or has ended.
             poisoned: Requests to answer with EIO, because they killed servers before.
-            payloads: Counts the memory of writes that wait.
             access: Told each request when it is answered.
         """
         self._access = access or AccessLog()
         self.enable_acl = acls
-        self._payloads = payloads
-        self._mark = mark
         self._poisoned = poisoned
         self._vfs = vfs
         self._waiting: dict[int, asyncio.Task[None]] = {}
@@ -145,16 +138,6 @@ class Operations(pyfuse3.Operations):
     # -- names --------------------------------------------------------------------------------
 
     @replying
-    async def lookup(
-        self, parent_inode: Ino, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Find a name, or by "." and ".." what open_by_handle_at(2) asks for."""
-        check_name(name)
-        if name in (b".", b".."):
-            return await self._lookup_dots(parent_inode, name, _reader(ctx))
-        return self._entry(await self._vfs.lookup(_reader(ctx), parent_inode, name))
-
-    @replying
     async def mknod(
         self, parent_inode: Ino, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -162,16 +145,6 @@ class Operations(pyfuse3.Operations):
         caller = _writer(ctx)
         check_name(name)
         return self._entry(await self._vfs.mknod(caller, parent_inode, name, mode, rdev))
-
-    @replying
-    async def mkdir(
-        self, parent_inode: Ino, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Create a directory."""
-        caller = _writer(ctx)
-        check_name(name)
-        mode = stat.S_IMODE(mode)
-        return self._entry(await self._vfs.mkdir(caller, parent_inode, name, mode))
 
     @replying
     async def symlink(
@@ -192,50 +165,11 @@ class Operations(pyfuse3.Operations):
         return self._entry(await self._vfs.link(caller, inode, new_parent_inode, new_name))
 
     @replying
-    async def unlink(self, parent_inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Remove a name that is not a directory's."""
-        caller = _writer(ctx)
-        check_name(name)
-        await self._vfs.unlink(caller, parent_inode, name)
-
-    @replying
-    async def rmdir(self, parent_inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Remove an empty directory."""
-        caller = _writer(ctx)
-        check_name(name)
-        await self._vfs.rmdir(caller, parent_inode, name)
-
-    @replying
-    async def rename(
-        self,
-        parent_inode_old: Ino,
-        name_old: bytes,
-        parent_inode_new: Ino,
-        name_new: bytes,
-        flags: int,
-        ctx: pyfuse3.RequestContext,
-    ) -> None:
-        """Move a name; `flags` as in renameat2(2)."""
-        caller = _writer(ctx)
-        check_name(name_old)
-        check_name(name_new)
-        await self._vfs.rename(
-            caller, parent_inode_old, name_old, parent_inode_new, name_new, flags
-        )
-
-    @replying
     async def readlink(self, inode: Ino, ctx: pyfuse3.RequestContext) -> bytes:  # noqa: ARG002
         """Return a symbolic link's target."""
         return await self._vfs.readlink(inode)
 
     # -- attributes ---------------------------------------------------------------------------
-
-    @replying
-    async def getattr(self, inode: Ino, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Return a node's attributes."""
-        attributes = self._attributes(inode, await self._vfs.getattr(_reader(ctx), inode))
-        attributes.attr_timeout = self._vfs.attr_valid_s(inode)
-        return attributes
 
     @replying
     async def setattr(
@@ -302,35 +236,8 @@ class Operations(pyfuse3.Operations):
     # -- files --------------------------------------------------------------------------------
 
     @replying
-    async def open(self, inode: Ino, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Return a handle for a file."""
-        return _file_info(await self._vfs.open(_writer(ctx), inode, flags))
-
-    @replying
-    async def create(
-        self, parent_inode: Ino, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """Create and open a file, with a name or (O_TMPFILE) without."""
-        caller, mode = _writer(ctx), stat.S_IMODE(mode)
-        if native.opcode() == abi.TMPFILE:
-            opened, node = await self._create_nameless(caller, parent_inode, mode, flags)
-        else:
-            check_name(name)
-            opened, node = await self._vfs.create(caller, parent_inode, name, mode, flags)
-        return _file_info(opened), self._entry(node)
-
-    @replying
-    async def read(  # type: ignore[override]  # any buffer will do
-        self, fh: int, off: int, size: int
-    ) -> ReadableBuffer:
-        """Return bytes of a file; also answers what comes with no size.
-
-        That are READDIR in both forms, GETLK and LSEEK.
-        """
-        if size:
-            data = await self._vfs.read(fh, off, size)
-            READ_SIZES.observe(len(data))
-            return data
+    async def read(self, fh: int, off: int, size: int) -> bytes:  # noqa: ARG002
+        """Answer READDIR in both forms, GETLK and LSEEK; READ itself never comes here."""
         opcode = native.opcode()
         if opcode in (abi.READDIR, abi.READDIRPLUS):
             return await self._readdir(opcode == abi.READDIRPLUS)
@@ -340,21 +247,9 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def write(self, fh: int, off: int, buf: bytes) -> int:  # noqa: ARG002
-        """Accept bytes; also answers COPY_FILE_RANGE. The data is in `native.payload()`."""
-        if native.opcode() == abi.COPY_FILE_RANGE:
-            request = abi.copy_request(native.body())
-            return await self._vfs.copy_file_range(_native_writer(), *request)
-        payload = native.payload()
-        if abi.write_drops_privileges(native.body()):
-            await self._vfs.drop_privileges(fh)
-        WRITE_SIZES.observe(len(payload))
-        if self._payloads is None:
-            return await self._vfs.write(fh, off, payload)
-        cost = self._payloads.take(len(payload))
-        try:
-            return await self._vfs.write(fh, off, payload)
-        finally:
-            self._payloads.give(cost)
+        """Answer COPY_FILE_RANGE; WRITE itself never comes here."""
+        request = abi.copy_request(native.body())
+        return await self._vfs.copy_file_range(_native_writer(), *request)
 
     @replying
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -367,18 +262,6 @@ class Operations(pyfuse3.Operations):
             await self._vfs.fallocate(caller, *abi.fallocate_request(native.body()))
         else:
             await self._setlk(opcode == abi.SETLKW)
-
-    @replying
-    async def flush(self, fh: int) -> None:
-        """Store what was written through a descriptor that is being closed."""
-        caller, owner = _native_writer(), abi.flush_owner(native.body())
-        await self._vfs.flush(caller, fh, owner)
-
-    @replying
-    async def release(self, fh: int) -> None:
-        """Forget a handle after its last descriptor and mapping are gone."""
-        caller, owner = _native_writer(), abi.release_owner(native.body())
-        await self._vfs.release(caller, fh, owner)
 
     # -- directories --------------------------------------------------------------------------
 
@@ -460,25 +343,8 @@ class Operations(pyfuse3.Operations):
     def _refuse_poison(self, op: int, args: tuple[object, ...]) -> None:
         """Raise EIO for a request that killed its servers before."""
         if op in self._poisoned:
-            log.error("request %d killed its servers, answered with EIO: %r", op, args)
+            refuse_poison(op, args)
             raise pyfuse3.FUSEError(errno.EIO)
-
-    async def _lookup_dots(self, ino: Ino, name: bytes, caller: Caller) -> pyfuse3.EntryAttributes:
-        attr = await self._vfs.getattr(caller, ino)
-        if name == b".." and ino != pyfuse3.ROOT_INODE:
-            ino = self._vfs.kernel_ino(attr.parent)
-            attr = await self._vfs.getattr(caller, ino)
-        return self._entry(Node(ino, attr))
-
-    async def _create_nameless(
-        self, caller: Caller, parent: Ino, mode: int, flags: int
-    ) -> tuple[Opened, Node]:
-        """Create a file without a name, if the file system can; ENOSYS ends the asking."""
-        tmpfile = getattr(self._vfs, "tmpfile", None)
-        if tmpfile is None:
-            raise pyfuse3.FUSEError(errno.ENOSYS)
-        answer: tuple[Opened, Node] = await tmpfile(caller, parent, mode, flags)
-        return answer
 
     def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
         ino, attr = node
@@ -515,28 +381,25 @@ class _Marked(Generic[T]):
     A process that dies while a handler runs leaves its request's number behind.
     """
 
-    __slots__ = ("_handler", "_mark", "_op")
+    __slots__ = ("_handler", "_op")
 
-    def __init__(
-        self, handler: Coroutine[Any, Any, T], op: int, mark: Callable[[int], None]
-    ) -> None:
+    def __init__(self, handler: Coroutine[Any, Any, T], op: int) -> None:
         self._handler = handler
         self._op = op
-        self._mark = mark
 
     def __await__(self) -> Generator[Any, Any, T]:
-        handler, op, mark = self._handler, self._op, self._mark
+        handler, op, running = self._handler, self._op, native.running
         resume: Callable[[Any], Any] = handler.send
         value: Any = None
         while True:
-            mark(op)
+            running(op)
             try:
                 waiting = resume(value)
             except StopIteration as end:
                 result: T = end.value
                 return result
             finally:
-                mark(0)
+                running(0)
             try:
                 value, resume = (yield waiting), handler.send
             except BaseException as error:  # noqa: BLE001 - handed to the handler
@@ -567,7 +430,3 @@ def _native_reader() -> Caller:
 def _native_writer() -> Caller:
     _, _, _, uid, gid, pid = native.current()
     return Caller(uid, gid, pid, 0, native.unique())
-
-
-def _file_info(opened: Opened) -> pyfuse3.FileInfo:
-    return pyfuse3.FileInfo(fh=opened.fh, keep_cache=opened.keep_cache, direct_io=opened.direct_io)

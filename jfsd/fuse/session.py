@@ -9,12 +9,14 @@ moment; programs wait until the next one answers.
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from jfsd.fuse import abi, inflight, native
+from jfsd.fuse.direct import Direct
 from jfsd.fuse.inflight import Leftovers, RequestJournal
 from jfsd.fuse.loop import Workers
 from jfsd.fuse.native import pyfuse3
@@ -64,7 +66,10 @@ class Terms(Record):
 class Suspicion(Record):
     """How requests that kill their servers are found out, and which have been."""
 
-    mark: Callable[[int], None]
+    memory: mmap.mmap
+    """Outlives the process."""
+    at: int
+    """Where in it the request whose handler runs is noted, and since when: two words."""
     poisoned: frozenset[int] = frozenset()
 
 
@@ -134,7 +139,7 @@ class Session:
     @property
     def first_answer_s(self) -> float:
         """When the first request was answered, on the monotonic clock; 0.0 before it."""
-        return self._workers.first_answer_s if self._workers is not None else 0.0
+        return native.first_answer_s()
 
     @property
     def caught_up(self) -> bool:
@@ -172,10 +177,12 @@ class Session:
                 on_ready(resent)
 
         leftovers = self._journal.leftovers() if self._journal is not None else Leftovers([], [])
-        self._workers = Workers(self._fd, ready, len(leftovers.whole))
+        self._workers = Workers(
+            self._fd, ready, replays=len(leftovers.whole), most=self._max_requests
+        )
         pyfuse3.trio = self._workers  # type: ignore[attr-defined]
         try:
-            self._attach(Payloads(self._workers.hold), leftovers.whole)
+            self._attach(self._workers, leftovers.whole)
             self._fail(leftovers.lost)
         except BaseException:
             os.close(self._fd)
@@ -234,7 +241,7 @@ class Session:
         agreed = abi.init_reply(self._kept_init_out).flags
         return (added | abi.INIT_DONT_MASK) & agreed, ~agreed & _ALL_FLAGS
 
-    def _attach(self, payloads: Payloads, replay: list[bytes]) -> None:
+    def _attach(self, workers: Workers, replay: list[bytes]) -> None:
         terms = self._terms
         added, dropped = self._flags()
         kept = abi.init_reply(self._kept_init_out) if self._kept_init_out else None
@@ -249,15 +256,18 @@ class Session:
             journal=self._journal.memory if self._journal is not None else None,
             replay=replay,
         )
-        suspicion = self._suspicion
+        poisoned: Collection[int] = ()
+        if self._suspicion is not None:
+            native.note_running(self._suspicion.memory, self._suspicion.at)
+            poisoned = self._suspicion.poisoned
+        access = getattr(self._vfs, "access", None)
         operations = self._operations = Operations(
-            self._vfs,
-            acls=terms.acls,
-            mark=suspicion.mark if suspicion else None,
-            poisoned=suspicion.poisoned if suspicion else (),
-            payloads=payloads,
-            access=getattr(self._vfs, "access", None),
+            self._vfs, acls=terms.acls, poisoned=poisoned, access=access
         )
+        direct = Direct(
+            self._vfs, payloads=Payloads(workers.hold), access=access, poisoned=poisoned
+        )
+        direct.begin(workers.adopt, workers.relieved)
         pyfuse3.init(operations, f"/dev/fd/{self._fd}", set())
         if not native.attached():
             raise RuntimeError("pyfuse3 does not go through jfsd.fuse._native")

@@ -17,13 +17,7 @@ def test_lock_reply():
     assert abi.lock_reply(1, 2, 3, 4) == struct.pack("<QQII", 2, 3, 1, 4)
 
 
-def test_release_names_an_owner_only_with_its_flag():
-    assert abi.release_owner(struct.pack("<QIIQ", 1, 0, 2, 9)) == 9
-    assert abi.release_owner(struct.pack("<QIIQ", 1, 0, 1, 9)) is None
-
-
 def test_other_bodies():
-    assert abi.flush_owner(struct.pack("<QIIQ", 1, 0, 0, 9)) == 9
     assert abi.fallocate_request(struct.pack("<QQQII", 1, 2, 3, 4, 0)) == (1, 4, 2, 3)
     assert abi.lseek_request(struct.pack("<QQII", 1, 2, 3, 0)) == (1, 2, 3)
     assert abi.lseek_reply(1 << 40) == struct.pack("<Q", 1 << 40)

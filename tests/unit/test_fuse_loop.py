@@ -25,10 +25,40 @@ class Bench:
         self.answered = []
         self.spurious = 0
         self.init_seen = False
-        self.workers = Workers(self.ours.fileno(), self._on_ready)
+        self.direct = set()
+        self.waiting_tasks = 0
+        self.workers = Workers(self.ours.fileno(), self._on_ready, kernel=self)
 
     def _on_ready(self):
         self.ready += 1
+
+    def take(self):
+        """Carry out requests that begin with "d"; those with "dw" wait for the gate."""
+        try:
+            request = self.ours.recv(10, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        if not request.startswith(b"d") or request == b"die":
+            return True
+        self.ours.recv(10)
+        if request.startswith(b"dw"):
+            self.waiting_tasks += 1
+            self.direct.add(self.workers.adopt(self._direct(request)))
+        else:
+            self.answered.append(request)
+        return False
+
+    async def _direct(self, request):
+        await self.gate.wait()
+        self.answered.append(request)
+        self.waiting_tasks -= 1
+        self.workers.relieved()
+
+    def waiting(self):
+        return self.waiting_tasks
+
+    def ended(self):
+        return False
 
     async def worker(self, fail=None):
         workers = self.workers
@@ -130,6 +160,63 @@ def test_slow_requests_do_not_keep_others_from_being_read(on):
             bench.gate.set()
             await settle()
             assert len(bench.answered) == 100
+            assert bench.workers.busy == 0
+
+    on(test)
+
+
+def test_what_is_carried_out_directly_wakes_no_worker(on):
+    async def test():
+        async with running() as (bench, _):
+            for i in range(50):
+                bench.kernel.send((b"%d", b"d%d")[i % 2] % i)
+            while len(bench.answered) < 50:
+                await asyncio.sleep(0)
+            assert sorted(bench.answered, key=lambda each: int(each.strip(b"d"))) == [
+                (b"%d", b"d%d")[i % 2] % i for i in range(50)
+            ]
+            assert bench.spurious == 0
+            assert repr(bench.workers) == "<Workers serving busy=0 idle=2>"
+
+    on(test)
+
+
+def test_what_waits_without_a_worker_is_busy_and_waited_for(on):
+    async def test():
+        async with running() as (bench, main):
+            bench.gate.clear()
+            bench.kernel.send(b"dw")
+            bench.kernel.send(b"d")
+            await settle()
+            assert bench.answered == [b"d"]
+            assert bench.workers.busy == 1
+            bench.workers.park()
+            done = asyncio.create_task(bench.workers.answered())
+            bench.workers.close()
+            await settle()
+            assert not done.done()
+            assert not main.done()
+            bench.gate.set()
+            await done
+            await main
+            assert bench.answered == [b"d", b"dw"]
+
+    on(test)
+
+
+def test_no_more_are_read_than_may_be_in_work(on):
+    async def test():
+        async with running() as (bench, _):
+            bench.workers._most = 3
+            bench.gate.clear()
+            for i in range(4):
+                bench.kernel.send(b"dw%d" % i)
+            bench.kernel.send(b"5")
+            await settle()
+            assert bench.workers.busy == 3
+            bench.gate.set()
+            await settle()
+            assert bench.answered == [b"dw0", b"dw1", b"dw2", b"dw3", b"5"]
             assert bench.workers.busy == 0
 
     on(test)

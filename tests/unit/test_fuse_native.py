@@ -13,7 +13,7 @@ import pytest
 
 import jfsd.fuse
 
-SOURCE = Path(jfsd.fuse.__file__).with_name("_native.c")
+FOLDER = Path(jfsd.fuse.__file__).parent
 
 
 def run(code):
@@ -24,7 +24,8 @@ def run(code):
     return done.stdout.strip()
 
 
-def test_it_compiles_without_warnings(tmp_path):
+@pytest.mark.parametrize("source", ["_native.c", "_dispatch.c"])
+def test_it_compiles_without_warnings(tmp_path, source):
     flags = subprocess.run(
         ["pkg-config", "--cflags", "fuse3"], capture_output=True, text=True, check=True
     ).stdout
@@ -34,7 +35,7 @@ def test_it_compiles_without_warnings(tmp_path):
             *("-Wno-sign-conversion", "-Werror", "-fPIC", "-c"),
             *shlex.split(flags),
             f"-isystem{sysconfig.get_path('include')}",
-            *(str(SOURCE), "-o", str(tmp_path / "native.o")),
+            *(str(FOLDER / source), "-o", str(tmp_path / "native.o")),
         ],
         check=True,
     )
@@ -78,9 +79,9 @@ def test_prepare_wants_a_descriptor_and_an_init_request(arguments):
 def test_outside_a_request_there_is_nothing():
     code = (
         "from jfsd.fuse import native as n\n"
-        "print(n.current(), n.body(), n.payload(), n.init_out(), n.take_answered(), n.attached())"
+        "print(n.current(), n.body(), n.take(), n.waiting(), n.init_out(), n.take_answered(), n.attached())"
     )
-    assert run(code) == "(0, 0, 0, 0, 0, 0) b'' b'' b'' [] False"
+    assert run(code) == "(0, 0, 0, 0, 0, 0) b'' True 0 b'' [] False"
 
 
 @pytest.mark.promise(9)
