@@ -4,12 +4,11 @@
  * take() reads a request. If its opcode has a handler here, the header, numbers and names are
  * parsed, the handler is called with (caller, arguments …), and the coroutine that it returns is
  * stepped at once: most need not wait, and are answered before take() returns. One that waits is
- * handed to Python as a coroutine that a task can drive (`struct request`); its last step
- * answers. Everything else is left for pyfuse3.
+ * stepped again when the future that it waits for is done, without a turn of the event loop more
+ * than a task would take; its last step answers. Everything else is left for pyfuse3.
  *
- * While the first step runs there is no task yet. The request stands in for one: what asks for
- * the current task (asyncio.timeout) gets the request, which passes on to its task what it is
- * asked later.
+ * A request is to asyncio what a task is (`struct request`): the current task while it is
+ * stepped, and able to be cancelled. So whatever a handler awaits works as in a task.
  *
  * Errors are as everywhere: OSError is its errno, any other exception is a bug, reported and
  * answered with EIO; one that is no Exception, such as a cancellation, answers nothing.
@@ -19,6 +18,7 @@
 
 #define OPCODES 64
 #define BOUNDS_MAX 64
+#define NAME_BYTES 255 /* longest name of an entry */
 
 enum form { NOTHING, ENTRY, ATTR, OPENED, CREATED, COUNT, DATA, FORMS };
 
@@ -34,8 +34,10 @@ struct request {
 	struct fuse_in_header in;
 	PyObject *args;            /* the caller, and what the handler was told */
 	PyObject *work;            /* the handler's coroutine; NULL once it has ended */
-	PyObject *waits_for;       /* future of the first step, until the task is told */
-	PyObject *task;            /* NULL before it waits, and once it is answered */
+	PyObject *waits_for;       /* the future; NULL while it is stepped */
+	PyObject *weakrefs;
+	int cancels;               /* as asyncio.Task.cancelling() has it */
+	bool must_cancel;          /* the next step gets a CancelledError */
 	double began_s;
 	struct request *next, *before; /* of those that wait; each is owned by the list */
 };
@@ -49,8 +51,8 @@ static struct {
 	Py_ssize_t bounds;
 	PyTypeObject *caller;      /* named tuple (uid, gid, pid, umask, op) */
 	PyObject *loop, *enter, *leave; /* asyncio's _enter_task and _leave_task */
-	PyObject *adopt;           /* makes a task of a request that waits, and returns it */
-	PyObject *relieved;        /* called when one of those is answered */
+	PyObject *relieved;        /* called when a request that waited is answered */
+	PyObject *cancelled;       /* asyncio.CancelledError */
 	PyObject *bug;             /* (opcode, arguments, exception) */
 	PyObject *access;          /* who has `listeners`, told by `tell` if there are any */
 	PyObject *tell;            /* (header, arguments, result, errno, seconds) */
@@ -64,7 +66,8 @@ static struct {
 
 static struct {
 	PyObject *type, *mode, *uid, *gid, *atime_ns, *mtime_ns, *ctime_ns, *nlink, *length, *rdev;
-	PyObject *counts, *sum, *listeners, *errno_, *cancel, *cancelling, *uncancel, *throw;
+	PyObject *counts, *sum, *listeners, *errno_, *cancel, *throw, *wake, *call_soon,
+		*add_done_callback, *blocking;
 } names;
 
 /* ---- what a request says ------------------------------------------------------------------ */
@@ -133,11 +136,16 @@ static const void *part(struct rest *rest, size_t size)
 	return at;
 }
 
+/* Return the next name; the kernel lets names of up to 1024 bytes through. */
 static PyObject *name(struct rest *rest)
 {
 	size_t len = strnlen(rest->at, rest->left);
 	const char *at = part(rest, len + 1);
 
+	if (len > NAME_BYTES) {
+		errno = ENAMETOOLONG;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
 	return at == NULL ? NULL : PyBytes_FromStringAndSize(at, (Py_ssize_t)len);
 }
 
@@ -327,53 +335,32 @@ static int fill_count(struct fuse_write_out *out, PyObject *said)
 /* The fixed parts of all answers. */
 union fixed {
 	struct fuse_attr_out attr;
+	struct fuse_open_out opened;
 	struct fuse_write_out count;
 	struct {
 		struct fuse_entry_out entry;
 		struct fuse_open_out opened;
-	} __attribute__((packed)) created;
+	} created; /* begins like that to a lookup */
 };
 
-/* Bring what the handler said into the kernel's form; its size, -1 with an exception. */
-static Py_ssize_t fill(union fixed *out, enum form form, PyObject *said)
+/* Bring what the handler said into the kernel's form; -1 with an exception. */
+static int fill(union fixed *out, enum form form, PyObject *said)
 {
-	static const Py_ssize_t sizes[FORMS] = {
-		[ENTRY] = sizeof(struct fuse_entry_out),
-		[ATTR] = sizeof(struct fuse_attr_out),
-		[OPENED] = sizeof(struct fuse_open_out),
-		[CREATED] = sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out),
-		[COUNT] = sizeof(struct fuse_write_out),
-	};
-	struct fuse_open_out opened = { 0 };
-	struct fuse_entry_out entry;
-	int done = 0;
-
 	memset(out, 0, sizeof(*out));
-	memset(&entry, 0, sizeof(entry));
 	switch (form) {
 	case ENTRY:
-		done = fill_entry(&entry, said);
-		break;
+		return fill_entry(&out->created.entry, said);
 	case ATTR:
-		done = fill_attr_out(&out->attr, said);
-		break;
+		return fill_attr_out(&out->attr, said);
 	case OPENED:
-		done = fill_opened(&opened, said);
-		memcpy(out, &opened, sizeof(opened));
-		return done < 0 ? -1 : sizes[form];
+		return fill_opened(&out->opened, said);
 	case CREATED:
-		done = fill_created(&entry, &opened, said);
-		out->created.opened = opened;
-		break;
+		return fill_created(&out->created.entry, &out->created.opened, said);
 	case COUNT:
-		done = fill_count(&out->count, said);
-		break;
+		return fill_count(&out->count, said);
 	default:
-		break;
+		return 0;
 	}
-	if (form == ENTRY || form == CREATED)
-		out->created.entry = entry;
-	return done < 0 ? -1 : sizes[form];
 }
 
 static int send_answer(uint64_t unique, int error, const void *fixed, size_t size,
@@ -396,6 +383,13 @@ static int send_answer(uint64_t unique, int error, const void *fixed, size_t siz
 /* Answer with what the handler said; -1 with an exception. */
 static int answer(uint64_t unique, enum form form, PyObject *said)
 {
+	static const size_t sizes[FORMS] = {
+		[ENTRY] = sizeof(struct fuse_entry_out),
+		[ATTR] = sizeof(struct fuse_attr_out),
+		[OPENED] = sizeof(struct fuse_open_out),
+		[CREATED] = sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out),
+		[COUNT] = sizeof(struct fuse_write_out),
+	};
 	union fixed fixed;
 	Py_buffer data;
 
@@ -406,8 +400,9 @@ static int answer(uint64_t unique, enum form form, PyObject *said)
 		PyBuffer_Release(&data);
 		return done;
 	}
-	Py_ssize_t size = fill(&fixed, form, said);
-	return size < 0 ? -1 : send_answer(unique, 0, &fixed, (size_t)size, NULL);
+	if (fill(&fixed, form, said) < 0)
+		return -1;
+	return send_answer(unique, 0, &fixed, sizes[form], NULL);
 }
 
 /* ---- counting and telling ----------------------------------------------------------------- */
@@ -573,61 +568,135 @@ static PyObject *tell_asyncio(PyObject *what, struct request *request)
 	return PyObject_Vectorcall(what, args, 2, NULL);
 }
 
-/* Call the handler and step its coroutine until it waits, ends or fails. */
-static PySendResult begin(struct request *request, PyObject **result)
+/* Step the coroutine, or if there is none yet call the handler; throw `error` unless NULL. */
+static PySendResult bare_step(struct request *request, PyObject *error, PyObject **result)
 {
-	struct method *method = &direct.methods[request->in.opcode];
+	if (request->work == NULL) {
+		PyObject *handler = direct.methods[request->in.opcode].handler;
+		*result = PyObject_Call(handler, request->args, NULL);
+		if (*result == NULL || !PyCoro_CheckExact(*result))
+			return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
+		request->work = *result;
+	}
+	if (error == NULL)
+		return PyIter_Send(request->work, Py_None, result);
+	*result = PyObject_CallMethodOneArg(request->work, names.throw, error);
+	if (*result != NULL)
+		return PYGEN_NEXT;
+	if (!PyErr_ExceptionMatches(PyExc_StopIteration))
+		return PYGEN_ERROR;
+	PyObject *end = caught();
+	*result = PyObject_GetAttrString(end, "value");
+	Py_DECREF(end);
+	return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
+}
+
+/* The same as asyncio's current task, and as the request whose handler runs. */
+static PySendResult marked_step(struct request *request, PyObject *error, PyObject **result)
+{
 	PyObject *entered = tell_asyncio(direct.enter, request);
-	PySendResult how = PYGEN_ERROR;
 
 	*result = NULL;
 	if (entered == NULL)
-		return how;
+		return PYGEN_ERROR;
+	Py_DECREF(entered);
 	running(request->in.unique & ~RESENT);
-	*result = PyObject_Call(method->handler, request->args, NULL);
-	if (*result != NULL && !PyCoro_CheckExact(*result)) {
-		how = PYGEN_RETURN;
-	} else if (*result != NULL) {
-		request->work = *result;
-		how = PyIter_Send(request->work, Py_None, result);
-	}
+	PySendResult how = bare_step(request, error, result);
 	running(0);
-	PyObject *type, *error, *traceback;
-	PyErr_Fetch(&type, &error, &traceback);
+	PyObject *type, *value, *traceback;
+	PyErr_Fetch(&type, &value, &traceback);
 	PyObject *left = tell_asyncio(direct.leave, request);
 	if (left == NULL)
 		PyErr_WriteUnraisable((PyObject *)request);
 	Py_XDECREF(left);
-	Py_DECREF(entered);
-	PyErr_Restore(type, error, traceback);
+	PyErr_Restore(type, value, traceback);
 	return how;
 }
 
-static void unlink_request(struct request *request)
+/* Cancel what is waited for; if that can be, its end is the cancellation. */
+static void cancel_wait(struct request *request)
 {
-	request->before->next = request->next;
-	request->next->before = request->before;
-	request->next = request->before = NULL;
-	direct.count--;
-	Py_DECREF(request);
+	PyObject *done = PyObject_CallMethodNoArgs(request->waits_for, names.cancel);
+
+	if (done == NULL)
+		PyErr_WriteUnraisable(request->waits_for);
+	else if (PyObject_IsTrue(done) == 1)
+		request->must_cancel = false;
+	Py_XDECREF(done);
 }
 
-/* Let a task carry on a request that waits. */
-static void adopt(struct request *request, PyObject *future)
+static void begin_waiting(struct request *request)
 {
-	request->waits_for = future;
-	request->task = PyObject_CallOneArg(direct.adopt, (PyObject *)request);
-	if (request->task == NULL) {
-		Py_CLEAR(request->waits_for);
-		finish(request, NULL);
-		PyErr_Clear();
+	if (request->next != NULL)
 		return;
-	}
 	Py_INCREF(request);
 	request->next = &direct.waiting;
 	request->before = direct.waiting.before;
 	request->before->next = direct.waiting.before = request;
 	direct.count++;
+}
+
+static void end_waiting(struct request *request)
+{
+	if (request->next == NULL)
+		return;
+	request->before->next = request->next;
+	request->next->before = request->before;
+	request->next = request->before = NULL;
+	direct.count--;
+	PyObject *said = PyObject_CallNoArgs(direct.relieved);
+	if (said == NULL)
+		PyErr_WriteUnraisable(direct.relieved);
+	Py_XDECREF(said);
+	Py_DECREF(request);
+}
+
+/* Let the request be woken when what its coroutine has yielded is done; false with an exception
+ * if that is nothing to wait for. */
+static bool wait_for(struct request *request, PyObject *yielded)
+{
+	PyObject *wake = PyObject_GetAttr((PyObject *)request, names.wake), *done = NULL;
+
+	if (wake != NULL && yielded == Py_None) {
+		done = PyObject_CallMethodObjArgs(direct.loop, names.call_soon, wake, Py_None, NULL);
+	} else if (wake != NULL && PyObject_SetAttr(yielded, names.blocking, Py_False) == 0) {
+		done = PyObject_CallMethodOneArg(yielded, names.add_done_callback, wake);
+		if (done != NULL)
+			request->waits_for = Py_NewRef(yielded);
+	}
+	Py_XDECREF(wake);
+	Py_XDECREF(done);
+	return done != NULL;
+}
+
+/* Step the request until it waits or is answered. */
+static void step(struct request *request, PyObject *error)
+{
+	PyObject *result;
+
+	Py_INCREF(request);
+	Py_XINCREF(error);
+	PySendResult how = marked_step(request, error, &result);
+	while (how == PYGEN_NEXT && !wait_for(request, result)) {
+		Py_XSETREF(error, caught());
+		Py_DECREF(result);
+		how = marked_step(request, error, &result);
+	}
+	if (how == PYGEN_NEXT) {
+		begin_waiting(request);
+		if (request->must_cancel && request->waits_for != NULL)
+			cancel_wait(request);
+	} else {
+		if (!finish(request, how == PYGEN_RETURN ? result : NULL)) {
+			if (!PyErr_ExceptionMatches(direct.cancelled))
+				PyErr_WriteUnraisable((PyObject *)request);
+			PyErr_Clear();
+		}
+		end_waiting(request);
+	}
+	Py_XDECREF(result);
+	Py_XDECREF(error);
+	Py_DECREF(request);
 }
 
 static struct request *new_request(const struct fuse_in_header *in)
@@ -637,8 +706,10 @@ static struct request *new_request(const struct fuse_in_header *in)
 	if (request == NULL)
 		return NULL;
 	request->in = *in;
-	request->args = request->work = request->waits_for = request->task = NULL;
+	request->args = request->work = request->waits_for = request->weakrefs = NULL;
 	request->next = request->before = NULL;
+	request->cancels = 0;
+	request->must_cancel = false;
 	request->began_s = now_s();
 	return request;
 }
@@ -662,11 +733,11 @@ static bool is_poisoned(const struct request *request)
 static void carry_out(const struct fuse_in_header *in, size_t received)
 {
 	struct request *request = new_request(in);
-	PyObject *result = NULL;
 
 	if (request == NULL) {
-		send_answer(in->unique, ENOMEM, NULL, 0, NULL);
 		PyErr_Clear();
+		if (send_answer(in->unique, ENOMEM, NULL, 0, NULL) < 0)
+			PyErr_Clear();
 		return;
 	}
 	request->args = parse(in, received, direct.methods[in->opcode].changes);
@@ -676,165 +747,59 @@ static void carry_out(const struct fuse_in_header *in, size_t received)
 		errno = EIO;
 		PyErr_SetFromErrno(PyExc_OSError);
 		finish(request, NULL);
-	} else if (begin(request, &result) == PYGEN_NEXT) {
-		adopt(request, result);
-		result = NULL;
-	} else if (!finish(request, result)) {
-		PyErr_WriteUnraisable((PyObject *)request); /* outside of a task nobody else hears */
+	} else {
+		step(request, NULL);
 	}
-	Py_XDECREF(result);
 	Py_DECREF(request);
 }
 
-/* ---- a request as the coroutine of a task --------------------------------------------------- */
+/* ---- a request as a task -------------------------------------------------------------------- */
 
-/* Return what a step of the coroutine has led to, after answering if that is its end. */
-static PySendResult stepped(struct request *request, PySendResult how, PyObject **result)
-{
-	if (how == PYGEN_NEXT)
-		return how;
-	bool ended_well = finish(request, how == PYGEN_RETURN ? *result : NULL);
-	Py_CLEAR(*result);
-	Py_CLEAR(request->task);
-	unlink_request(request);
-	if (!ended_well)
-		return PYGEN_ERROR;
-	*result = Py_NewRef(Py_None);
-	return PYGEN_RETURN;
-}
-
-static void say_relieved(void)
-{
-	PyObject *type, *error, *traceback;
-
-	PyErr_Fetch(&type, &error, &traceback);
-	PyObject *said = PyObject_CallNoArgs(direct.relieved);
-	if (said == NULL)
-		PyErr_WriteUnraisable(direct.relieved);
-	Py_XDECREF(said);
-	PyErr_Restore(type, error, traceback);
-}
-
-static PySendResult request_send(PyObject *self, PyObject *value, PyObject **result)
+static PyObject *wake(PyObject *self, PyObject *future)
 {
 	struct request *request = (struct request *)self;
+	PyObject *error = NULL;
 
-	if (request->waits_for != NULL) {
-		*result = request->waits_for;
-		request->waits_for = NULL;
-		return PYGEN_NEXT;
-	}
-	*result = NULL;
-	if (request->work == NULL) {
-		PyErr_SetString(PyExc_RuntimeError, "the request is answered");
-		return PYGEN_ERROR;
-	}
-	Py_INCREF(self);
-	running(request->in.unique & ~RESENT);
-	PySendResult how = PyIter_Send(request->work, value, result);
-	running(0);
-	how = stepped(request, how, result);
-	if (how != PYGEN_NEXT)
-		say_relieved();
-	Py_DECREF(self);
-	return how;
-}
-
-/* As send() and throw() of Python have it. */
-static PyObject *yielded(PySendResult how, PyObject *result)
-{
-	if (how != PYGEN_RETURN)
-		return how == PYGEN_NEXT ? result : NULL;
-	Py_DECREF(result);
-	PyErr_SetNone(PyExc_StopIteration);
-	return NULL;
-}
-
-static PyObject *send_(PyObject *self, PyObject *value)
-{
-	PyObject *result;
-	PySendResult how = request_send(self, value, &result);
-
-	return yielded(how, result);
-}
-
-static PyObject *throw_(PyObject *self, PyObject *args)
-{
-	struct request *request = (struct request *)self;
-	PyObject *result = NULL;
-	PySendResult how = PYGEN_NEXT;
-
-	if (request->work == NULL) {
-		PyErr_SetString(PyExc_RuntimeError, "the request is answered");
-		return NULL;
-	}
-	if (request->waits_for != NULL) { /* cancelled before the task's first step */
-		PyObject *done = PyObject_CallMethodNoArgs(request->waits_for, names.cancel);
-		Py_CLEAR(request->waits_for);
-		if (done == NULL)
+	(void)future;
+	Py_CLEAR(request->waits_for);
+	if (request->must_cancel) {
+		request->must_cancel = false;
+		error = PyObject_CallNoArgs(direct.cancelled);
+		if (error == NULL)
 			return NULL;
-		Py_DECREF(done);
 	}
-	PyObject *throw = PyObject_GetAttr(request->work, names.throw);
-	if (throw == NULL)
-		return NULL;
-	Py_INCREF(self);
-	running(request->in.unique & ~RESENT);
-	result = PyObject_Call(throw, args, NULL);
-	running(0);
-	Py_DECREF(throw);
-	if (result == NULL) {
-		how = PYGEN_ERROR;
-		if (PyErr_ExceptionMatches(PyExc_StopIteration)) {
-			PyObject *end = caught();
-			result = PyObject_GetAttrString(end, "value");
-			Py_DECREF(end);
-			how = result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
-		}
-	}
-	how = stepped(request, how, &result);
-	if (how != PYGEN_NEXT)
-		say_relieved();
-	Py_DECREF(self);
-	return yielded(how, result);
+	step(request, error);
+	Py_XDECREF(error);
+	Py_RETURN_NONE;
 }
 
-static PyObject *close_(PyObject *self, PyObject *none)
+static PyObject *cancel(PyObject *self, PyObject *none)
 {
 	struct request *request = (struct request *)self;
 
 	(void)none;
-	if (request->work == NULL)
-		Py_RETURN_NONE;
-	return PyObject_CallMethod(request->work, "close", NULL);
+	if (request->args == NULL) /* answered */
+		Py_RETURN_FALSE;
+	request->cancels++;
+	request->must_cancel = true;
+	if (request->waits_for != NULL)
+		cancel_wait(request);
+	Py_RETURN_TRUE;
 }
 
-/* What a task is asked by asyncio.timeout that began in the first step. */
-static PyObject *ask_task(PyObject *self, PyObject *what)
+static PyObject *cancelling(PyObject *self, PyObject *none)
+{
+	(void)none;
+	return PyLong_FromLong(((struct request *)self)->cancels);
+}
+
+static PyObject *uncancel(PyObject *self, PyObject *none)
 {
 	struct request *request = (struct request *)self;
 
-	if (request->task == NULL)
-		return PyLong_FromLong(0);
-	return PyObject_CallMethodNoArgs(request->task, what);
-}
-
-static PyObject *cancel_(PyObject *self, PyObject *none)
-{
 	(void)none;
-	return ask_task(self, names.cancel);
-}
-
-static PyObject *cancelling_(PyObject *self, PyObject *none)
-{
-	(void)none;
-	return ask_task(self, names.cancelling);
-}
-
-static PyObject *uncancel_(PyObject *self, PyObject *none)
-{
-	(void)none;
-	return ask_task(self, names.uncancel);
+	request->cancels -= request->cancels > 0;
+	return PyLong_FromLong(request->cancels);
 }
 
 static void request_dealloc(PyObject *self)
@@ -844,7 +809,8 @@ static void request_dealloc(PyObject *self)
 	Py_XDECREF(request->args);
 	Py_XDECREF(request->work);
 	Py_XDECREF(request->waits_for);
-	Py_XDECREF(request->task);
+	if (request->weakrefs != NULL)
+		PyObject_ClearWeakRefs(self);
 	PyObject_Free(self);
 }
 
@@ -858,26 +824,22 @@ static PyObject *request_repr(PyObject *self)
 }
 
 static PyMethodDef request_methods[] = {
-	{ "send", send_, METH_O, "Go on with a value." },
-	{ "throw", throw_, METH_VARARGS, "Go on with an exception." },
-	{ "close", close_, METH_NOARGS, "End the handler without an answer." },
-	{ "cancel", cancel_, METH_NOARGS, "Cancel the task." },
-	{ "cancelling", cancelling_, METH_NOARGS, "Return how often the task is cancelled." },
-	{ "uncancel", uncancel_, METH_NOARGS, "Take a cancellation of the task back." },
+	{ "wake", wake, METH_O, "Go on; called by what the request has waited for." },
+	{ "cancel", cancel, METH_NOARGS, "Let the handler have a CancelledError where it waits." },
+	{ "cancelling", cancelling, METH_NOARGS, "Return how often it was cancelled." },
+	{ "uncancel", uncancel, METH_NOARGS, "Take a cancellation back; return how many are left." },
 	{ NULL, NULL, 0, NULL },
 };
-
-static PyAsyncMethods request_async = { .am_await = PyObject_SelfIter, .am_send = request_send };
 
 static PyTypeObject request_type = {
 	PyVarObject_HEAD_INIT(NULL, 0)
 	.tp_name = "jfsd.fuse._native.Request",
-	.tp_doc = "A request that waits: the coroutine of its task.",
+	.tp_doc = "A request that is carried out; to asyncio it is a task.",
 	.tp_basicsize = sizeof(struct request),
 	.tp_dealloc = request_dealloc,
 	.tp_repr = request_repr,
-	.tp_as_async = &request_async,
 	.tp_methods = request_methods,
+	.tp_weaklistoffset = offsetof(struct request, weakrefs),
 	.tp_flags = Py_TPFLAGS_DEFAULT,
 };
 
@@ -928,6 +890,15 @@ static PyObject *take_(PyObject *self, PyObject *none)
 	return PyBool_FromLong(got <= 0 || state.left); /* pyfuse3 meets an error itself */
 }
 
+/* Each answers nothing: the next process is asked again. */
+static PyObject *cancel_waiting(PyObject *self, PyObject *none)
+{
+	(void)self, (void)none;
+	for (struct request *each = direct.waiting.next; each != &direct.waiting; each = each->next)
+		Py_XDECREF(cancel((PyObject *)each, NULL));
+	Py_RETURN_NONE;
+}
+
 static PyObject *waiting(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
@@ -975,24 +946,24 @@ static int use_methods(PyObject *methods)
 }
 
 PyDoc_STRVAR(dispatch_doc,
-"dispatch(*, methods, bounds, caller, loop, enter, leave, adopt, relieved, bug, access, tell,\n"
-"         errors, poisoned, refuse, unheard)\n--\n\n"
+"dispatch(*, methods, bounds, caller, loop, enter, leave, cancelled, relieved, bug, access,\n"
+"         tell, errors, poisoned, refuse, unheard)\n--\n\n"
 "From now on take() carries out requests whose opcode is in `methods`: (handler, form of the\n"
 "answer, whether it changes something, histogram).");
 
 static PyObject *dispatch(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *words[] = { "methods", "bounds", "caller", "loop", "enter", "leave", "adopt",
-				 "relieved", "bug", "access", "tell", "errors", "poisoned", "refuse",
+	static char *words[] = { "methods", "bounds", "caller", "loop", "enter", "leave",
+				 "cancelled", "relieved", "bug", "access", "tell", "errors", "poisoned", "refuse",
 				 "unheard", NULL };
-	PyObject *methods, *bounds, *caller, *loop, *enter, *leave, *adopting, *relieved, *bug,
+	PyObject *methods, *bounds, *caller, *loop, *enter, *leave, *cancelled, *relieved, *bug,
 		*access, *telling, *errors, *poisoned, *refuse;
 	unsigned long long unheard;
 
 	(void)self;
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O!O!O!OOOOOOOOOOOK", words, &PyDict_Type,
 					 &methods, &PyTuple_Type, &bounds, &PyType_Type, &caller,
-					 &loop, &enter, &leave, &adopting, &relieved, &bug, &access,
+					 &loop, &enter, &leave, &cancelled, &relieved, &bug, &access,
 					 &telling, &errors, &poisoned, &refuse, &unheard))
 		return NULL;
 	if (use_bounds(bounds) < 0 || use_methods(methods) < 0)
@@ -1001,7 +972,7 @@ static PyObject *dispatch(PyObject *self, PyObject *args, PyObject *kwargs)
 	Py_XSETREF(direct.loop, Py_NewRef(loop));
 	Py_XSETREF(direct.enter, Py_NewRef(enter));
 	Py_XSETREF(direct.leave, Py_NewRef(leave));
-	Py_XSETREF(direct.adopt, Py_NewRef(adopting));
+	Py_XSETREF(direct.cancelled, Py_NewRef(cancelled));
 	Py_XSETREF(direct.relieved, Py_NewRef(relieved));
 	Py_XSETREF(direct.bug, Py_NewRef(bug));
 	Py_XSETREF(direct.access, Py_NewRef(access));
@@ -1020,6 +991,8 @@ PyMethodDef dispatch_methods[] = {
 	{ "take", take_, METH_NOARGS,
 	  "Read a request and begin it; return True if pyfuse3 is to go on with it, None if there\n"
 	  "is none now." },
+	{ "cancel_waiting", cancel_waiting, METH_NOARGS,
+	  "Cancel the requests that wait; they stay with the kernel." },
 	{ "waiting", waiting, METH_NOARGS,
 	  "Return how many requests that take() began are not answered." },
 	{ NULL, NULL, 0, NULL },
@@ -1037,8 +1010,10 @@ static int intern_names(void)
 		{ &names.nlink, "nlink" }, { &names.length, "length" }, { &names.rdev, "rdev" },
 		{ &names.counts, "counts" }, { &names.sum, "sum" },
 		{ &names.listeners, "listeners" }, { &names.errno_, "errno" },
-		{ &names.cancel, "cancel" }, { &names.cancelling, "cancelling" },
-		{ &names.uncancel, "uncancel" }, { &names.throw, "throw" },
+		{ &names.cancel, "cancel" }, { &names.throw, "throw" }, { &names.wake, "wake" },
+		{ &names.call_soon, "call_soon" },
+		{ &names.add_done_callback, "add_done_callback" },
+		{ &names.blocking, "_asyncio_future_blocking" },
 	};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)

@@ -1,6 +1,6 @@
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Generator, MutableMapping
-from typing import Any, Final, final
+from collections.abc import Callable, Collection, MutableMapping
+from typing import Any, Final
 
 from _typeshed import WriteableBuffer
 
@@ -51,6 +51,7 @@ def take_answered() -> list[int]: ...
 def on_interrupt(callback: Callable[[int], None] | None, /) -> None: ...
 def take() -> bool | None: ...
 def waiting() -> int: ...
+def cancel_waiting() -> None: ...
 def dispatch(
     *,
     methods: dict[int, tuple[Callable[..., Any], int, bool, object]],
@@ -59,7 +60,7 @@ def dispatch(
     loop: asyncio.AbstractEventLoop,
     enter: Callable[..., None],
     leave: Callable[..., None],
-    adopt: Callable[[Request], asyncio.Task[None]],
+    cancelled: type[BaseException],
     relieved: Callable[[], None],
     bug: Callable[[int, tuple[object, ...], BaseException], None],
     access: object,
@@ -69,10 +70,3 @@ def dispatch(
     refuse: Callable[[int, tuple[object, ...]], None],
     unheard: int,
 ) -> None: ...
-
-@final
-class Request(Coroutine[object, None, None]):
-    def send(self, value: None, /) -> object: ...
-    def throw(self, *args: object) -> object: ...
-    def close(self) -> None: ...
-    def __await__(self) -> Generator[object]: ...

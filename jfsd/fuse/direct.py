@@ -1,9 +1,10 @@
 """The requests that programs make most, between the native dispatcher and the file system.
 
-`_dispatch.c` parses a request, calls its handler here with the caller and the arguments, and
-answers what it returns, usually without a task in between; pyfuse3 is not asked. All others come
-through `jfsd.fuse.operations`. Errors mean the same in both: an OSError is its errno, anything
-else is a bug of ours, logged and answered with EIO, and a cancellation answers nothing.
+`_dispatch.c` parses a request, refuses names that are too long, calls the handler here with the
+caller and the arguments, and answers what it returns, usually without a task in between; pyfuse3
+is not asked. All others come through `jfsd.fuse.operations`. Errors mean the same in both: an
+OSError is its errno, anything else is a bug of ours, logged and answered with EIO, and a
+cancellation answers nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jfsd.fuse.payloads import Payloads
 from jfsd.metrics import DURATION_BOUNDS_S, READ_SIZES, REQUEST_ERRORS, REQUESTS, WRITE_SIZES
 from jfsd.types import ROOT_INO, Attr, Caller, Ino, NodeType, ReadableBuffer
 from jfsd.vfs.accesslog import AccessLog
-from jfsd.vfs.core import check_name, fail
+from jfsd.vfs.core import fail
 from jfsd.vfs.dirs import Node
 from jfsd.vfs.ports import Opened
 from jfsd.vfs.virtual import ACCESS_LOG_INO
@@ -65,14 +66,11 @@ class Direct:
         self._access = access or AccessLog()
         self._poisoned = poisoned
 
-    def begin(
-        self, adopt: Callable[[native.Request], asyncio.Task[None]], relieved: Callable[[], None]
-    ) -> None:
+    def begin(self, relieved: Callable[[], None]) -> None:
         """Let the native dispatcher carry out what it can from now on.
 
         Args:
-            adopt: Makes a task of a request that has to wait.
-            relieved: Called when such a request is answered.
+            relieved: Called when a request that had to wait is answered.
         """
         native.dispatch(
             methods={
@@ -84,7 +82,7 @@ class Direct:
             loop=asyncio.get_running_loop(),
             enter=asyncio._enter_task,  # noqa: SLF001 - documented for such as us
             leave=asyncio._leave_task,  # noqa: SLF001
-            adopt=adopt,
+            cancelled=asyncio.CancelledError,
             relieved=relieved,
             bug=_bug,
             access=self._access,
@@ -118,24 +116,20 @@ class Direct:
 
     async def lookup(self, caller: Caller, parent: Ino, name: bytes) -> Entry:
         """Find a name, or by "." and ".." what open_by_handle_at(2) asks for."""
-        check_name(name)
         if name in (b".", b".."):
             return self._entry(await self._lookup_dots(caller, parent, name))
         return self._entry(await self._vfs.lookup(caller, parent, name))
 
     async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Entry:
         """Create a directory."""
-        check_name(name)
         return self._entry(await self._vfs.mkdir(caller, parent, name, stat.S_IMODE(mode)))
 
     async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
         """Remove a name that is not a directory's."""
-        check_name(name)
         await self._vfs.unlink(caller, parent, name)
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
         """Remove an empty directory."""
-        check_name(name)
         await self._vfs.rmdir(caller, parent, name)
 
     async def rename(
@@ -148,8 +142,6 @@ class Direct:
         flags: int,
     ) -> None:
         """Move a name; `flags` as in renameat2(2)."""
-        check_name(name)
-        check_name(new_name)
         await self._vfs.rename(caller, parent, name, new_parent, new_name, flags)
 
     # -- attributes ---------------------------------------------------------------------------
@@ -165,7 +157,6 @@ class Direct:
         self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
     ) -> tuple[Opened, Entry]:
         """Create and open a file."""
-        check_name(name)
         mode = stat.S_IMODE(mode)
         opened, node = await self._vfs.create(caller, parent, name, mode, flags)
         return opened, self._entry(node)

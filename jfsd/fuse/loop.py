@@ -1,11 +1,10 @@
 """The part of trio that pyfuse3's main loop uses, on asyncio, with little to do per request.
 
-When the descriptor is readable, requests are taken from it natively (`_dispatch.c`),
-several at once. What is carried out there needs nothing else, or a task of its own if
-it has to wait. What is left is pyfuse3's, which runs worker tasks: each waits for the
-descriptor, reads one request, and carries it to its answer; a new worker is started
-when none is left waiting. Its own asyncio layer registers and removes the descriptor
-for every request. Here it stays registered, and a request that is left wakes the
+When the descriptor is readable, requests are taken from it natively (`_dispatch.c`), and
+most are carried out there, without any task. What is left is pyfuse3's, which runs worker
+tasks: each waits for the descriptor, reads one request, and carries it to its answer; a new
+worker is started when none is left waiting. Its own asyncio layer registers and removes the
+descriptor for every request. Here it stays registered, and a request that is left wakes the
 worker that waited last (its memory is the warmest).
 
 The loop can be parked: no request is read any more, those that were read go on to
@@ -34,6 +33,9 @@ class Kernel(Protocol):
 
     def waiting(self) -> int:
         """Return how many requests are carried out without a worker, and wait."""
+
+    def cancel_waiting(self) -> None:
+        """Give those up without an answer."""
 
     def ended(self) -> bool:
         """Return whether the connection has ended."""
@@ -144,12 +146,8 @@ class Workers:
 
     # -- what the native dispatcher calls ------------------------------------------------------
 
-    def adopt(self, request: native.Request) -> asyncio.Task[None]:
-        """Return a task that carries a request on, which has to wait."""
-        return self._loop.create_task(request, name="request")
-
     def relieved(self) -> None:
-        """Note that such a request is answered."""
+        """Note that a request that waited without a worker is answered."""
         if not self._watching:
             self._progress.set()
             self._look()
@@ -217,6 +215,7 @@ class Workers:
                 await self._change()
         finally:
             self.close()
+            self._kernel.cancel_waiting()
         if self._error is not None and error is None:
             raise self._error
 
@@ -246,21 +245,28 @@ class Workers:
             self._loop.remove_reader(self._fd)
 
     def _drain(self) -> None:
-        """Begin what has come, until a request is left for a worker."""
-        for _ in range(_AT_ONCE):
-            if self._granted or not self._watching:
-                return
-            if not self._idle or self.busy >= self._most:
-                self._unwatch()
-                return
+        """Begin what has come, until a request is left for a worker.
+
+        A single program asks one thing at a time: looking for more, while nothing else is
+        in work, would be in vain.
+        """
+        if self._granted or not self._watching:
+            return
+        busy = self.busy
+        if not self._idle or busy >= self._most:
+            self._unwatch()
+            return
+        for _ in range(min(self._most - busy, _AT_ONCE) if busy or self._replays else 1):
             self._replays -= self._replays > 0
             left = self._kernel.take()
             if left:
                 self._granted = True
                 self._idle.pop().set_result(None)
-            elif left is None:
                 return
-        self._look()
+            if left is None or not self._watching:  # parked or held by what was begun
+                break
+        if self._replays:
+            self._look()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -60,12 +60,12 @@ DATA = _native.DATA
 ENTRY = _native.ENTRY
 NOTHING = _native.NOTHING
 OPENED = _native.OPENED
-Request = _native.Request
 JOURNAL_BYTES = _native.JOURNAL_BYTES
 JOURNAL_NOTES_AT = _native.JOURNAL_NOTES_AT
 JOURNAL_STAGED_AT = _native.JOURNAL_STAGED_AT
 attached = _native.attached
 body = _native.body
+cancel_waiting = _native.cancel_waiting
 caught_up = _native.caught_up
 current = _native.current
 dispatch = _native.dispatch
@@ -98,9 +98,9 @@ __all__ = [
     "JOURNAL_STAGED_AT",
     "NOTHING",
     "OPENED",
-    "Request",
     "attached",
     "body",
+    "cancel_waiting",
     "caught_up",
     "current",
     "dispatch",

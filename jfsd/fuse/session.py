@@ -267,7 +267,7 @@ class Session:
         direct = Direct(
             self._vfs, payloads=Payloads(workers.hold), access=access, poisoned=poisoned
         )
-        direct.begin(workers.adopt, workers.relieved)
+        direct.begin(workers.relieved)
         pyfuse3.init(operations, f"/dev/fd/{self._fd}", set())
         if not native.attached():
             raise RuntimeError("pyfuse3 does not go through jfsd.fuse._native")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 from collections import deque
@@ -81,9 +82,12 @@ class VolumeRules(Protocol):
     def trash_days(self) -> int: ...  # noqa: D102
 
 
+_text = functools.cache(os.strerror)
+
+
 def fail(number: int) -> NoReturn:
     """Raise the `OSError` of an errno."""
-    raise OSError(number, os.strerror(number))
+    raise OSError(number, _text(number))
 
 
 class IdBatch:
@@ -94,26 +98,34 @@ class IdBatch:
         self._key = key
         self._size = size
         self._first = first
-        self._ids: deque[range] = deque()
+        self._next = self._end = 0
+        self._ahead: deque[range] = deque()
+        self._low = size // 10
         self._fetching: asyncio.Task[None] | None = None
 
     async def next(self) -> int:
         """Return an id that nobody has used and nobody will; lost ids are never reused."""
-        while (number := self._take()) is None:
+        while (number := self.take()) is None:
             await asyncio.shield(self._fetch())
         return number
 
-    def _take(self) -> int | None:
-        if not self._ids:
+    def take(self) -> int | None:
+        """Return such an id, or None if one would have to be waited for."""
+        if self._next == self._end and not self._turn():
             return None
-        head = self._ids[0]
-        if len(head) == 1:
-            self._ids.popleft()
-        else:
-            self._ids[0] = head[1:]
-        if len(self._ids) < 2 and len(head) * 10 < self._size:
+        number = self._next
+        self._next += 1
+        if self._end - number <= self._low and not self._ahead:
             self._fetch()
-        return head[0]
+        return number
+
+    def _turn(self) -> bool:
+        """Begin the next batch; return whether there is one."""
+        if not self._ahead:
+            return False
+        batch = self._ahead.popleft()
+        self._next, self._end = batch.start, batch.stop
+        return True
 
     def _fetch(self) -> asyncio.Task[None]:
         if self._fetching is None or self._fetching.done():
@@ -123,7 +135,7 @@ class IdBatch:
 
     async def _more(self) -> None:
         last = await self._engine.connection.call("INCRBY", self._key, self._size)
-        self._ids.append(range(max(last - self._size + 1, self._first), last + 1))
+        self._ahead.append(range(max(last - self._size + 1, self._first), last + 1))
 
 
 class Engine:

@@ -188,7 +188,7 @@ class Names(Engine):
         self._check_new_name(name)
         if kind is NodeType.SYMLINK:
             _check_target(target)
-        ino = await self.inodes.next()
+        ino = self.inodes.take() or await self.inodes.next()
         result = await self.mutate(
             "mknod",
             caller,

@@ -43,7 +43,7 @@ class Bench:
         self.ours.recv(10)
         if request.startswith(b"dw"):
             self.waiting_tasks += 1
-            self.direct.add(self.workers.adopt(self._direct(request)))
+            self.direct.add(asyncio.create_task(self._direct(request)))
         else:
             self.answered.append(request)
         return False
@@ -56,6 +56,10 @@ class Bench:
 
     def waiting(self):
         return self.waiting_tasks
+
+    def cancel_waiting(self):
+        for task in self.direct:
+            task.cancel()
 
     def ended(self):
         return False
