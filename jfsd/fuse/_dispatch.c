@@ -202,8 +202,9 @@ static PyObject *parse(const struct fuse_in_header *in, size_t received, bool ch
 		const char *data = part(&rest, it->size);
 		if (data == NULL)
 			return NULL;
-		return together(4, CALLER, number(it->fh), number(it->offset),
-				lend(data, it->size));
+		bool drops = it->write_flags & FUSE_WRITE_KILL_SUIDGID;
+		return together(5, CALLER, number(it->fh), number(it->offset),
+				lend(data, it->size), PyBool_FromLong(drops));
 	}
 	case FUSE_FLUSH: {
 		PART(fuse_flush_in, it);
@@ -787,6 +788,12 @@ static PyObject *cancel(PyObject *self, PyObject *none)
 	Py_RETURN_TRUE;
 }
 
+static PyObject *done(PyObject *self, PyObject *none)
+{
+	(void)none;
+	return PyBool_FromLong(((struct request *)self)->args == NULL);
+}
+
 static PyObject *cancelling(PyObject *self, PyObject *none)
 {
 	(void)none;
@@ -823,9 +830,17 @@ static PyObject *request_repr(PyObject *self)
 				    request->in.opcode);
 }
 
+static PyObject *request_name(PyObject *self, PyObject *none)
+{
+	(void)none;
+	return PyObject_Repr(self);
+}
+
 static PyMethodDef request_methods[] = {
 	{ "wake", wake, METH_O, "Go on; called by what the request has waited for." },
 	{ "cancel", cancel, METH_NOARGS, "Let the handler have a CancelledError where it waits." },
+	{ "done", done, METH_NOARGS, "Return whether it is answered, or given up." },
+	{ "get_name", request_name, METH_NOARGS, "Return what it is." },
 	{ "cancelling", cancelling, METH_NOARGS, "Return how often it was cancelled." },
 	{ "uncancel", uncancel, METH_NOARGS, "Take a cancellation back; return how many are left." },
 	{ NULL, NULL, 0, NULL },
@@ -864,30 +879,33 @@ static bool is_idle(const struct fuse_in_header *in)
 		state.received >= sizeof(*in) + sizeof(*interrupt) && waits(interrupt->unique));
 }
 
-ssize_t take(void)
+bool take(void)
 {
 	if (state.left)
-		return 1;
+		return true;
 	ssize_t got = fetch();
-	if (got <= 0)
-		return got;
+	if (got == -EAGAIN)
+		return false;
+	state.failed = got <= 0;
+	if (state.failed) {
+		state.failure = got;
+		state.left = true;
+		return true;
+	}
 	const struct fuse_in_header *in = (const void *)PyBytes_AS_STRING(state.room);
-	bool ours = direct.on && in->opcode < OPCODES && direct.methods[in->opcode].handler != NULL;
-	if (ours)
+	if (direct.on && in->opcode < OPCODES && direct.methods[in->opcode].handler != NULL)
 		carry_out(in, (size_t)got);
 	else
 		state.left = !direct.on || !is_idle(in);
-	return 1;
+	return true;
 }
 
 static PyObject *take_(PyObject *self, PyObject *none)
 {
-	ssize_t got = take();
-
 	(void)self, (void)none;
-	if (got == -EAGAIN)
+	if (!take())
 		Py_RETURN_NONE;
-	return PyBool_FromLong(got <= 0 || state.left); /* pyfuse3 meets an error itself */
+	return PyBool_FromLong(state.left);
 }
 
 /* Each answers nothing: the next process is asked again. */

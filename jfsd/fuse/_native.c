@@ -438,16 +438,19 @@ PyObject *lend(const char *at, size_t len)
 	return part;
 }
 
-/* As documented by libfuse, with EAGAIN reported as EINTR, on which pyfuse3 waits again. */
+/* Give pyfuse3 what take() has left to it; a negative errno, or 0 at the end, is a failure to
+ * read. On EINTR it waits again. */
 EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 {
-	ssize_t got = state.left ? 1 : take();
-
 	(void)se;
 	buf->mem = NULL;
+	if (state.init_unread)
+		take();
 	if (!state.left)
-		return got > 0 || got == -EAGAIN ? -EINTR : (int)got;
+		return -EINTR;
 	state.left = false;
+	if (state.failed)
+		return (int)state.failure;
 	buf->mem = PyBytes_AS_STRING(state.room);
 	buf->size = state.received;
 	buf->flags = 0;
@@ -803,7 +806,8 @@ static PyObject *prepare(PyObject *self, PyObject *args, PyObject *kwargs)
 	Py_XSETREF(state.init_in, Py_NewRef(init_in));
 	Py_CLEAR(state.init_out);
 	state.init_unread = state.init_unanswered = true;
-	state.attached = state.ended = state.caught_up = state.left = false;
+	state.attached = state.ended = state.caught_up = false;
+	state.left = state.failed = false;
 	state.first_answer_s = 0;
 	state.room = NULL;
 	state.resent = 0;

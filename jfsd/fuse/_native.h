@@ -73,6 +73,8 @@ struct native {
 	size_t received;
 	unsigned long resent;      /* requests that an earlier process had read */
 	bool left;                 /* it is in `room` and waits for pyfuse3 */
+	bool failed;               /* instead of it there is a failure to read: */
+	ssize_t failure;
 
 	PyObject *rooms[ROOMS];    /* bytes; owned */
 	PyObject *watched;         /* set of uniques whose answer is of interest; owned */
@@ -91,9 +93,9 @@ extern struct native state;
  * -errno: EAGAIN if there is none now. */
 ssize_t fetch(void);
 
-/* Fetch a request and do what can be done without pyfuse3; 1 if one came (`left` tells whether it
- * is pyfuse3's), else as fetch(). No exception is left behind. */
-ssize_t take(void);
+/* Fetch a request and do what can be done without pyfuse3; `left` tells whether the rest is its.
+ * Return whether there was anything. No exception is left behind. */
+bool take(void);
 
 /* Write an answer as libfuse does; -1 with errno, if somebody waits for it and cannot get it. */
 ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata);

@@ -40,7 +40,6 @@ _LSEEK_OUT = struct.Struct("=Q")
 _READ_IN = struct.Struct("=QQII")
 _COPY_IN = struct.Struct("=QQQQQQQ")
 _SETXATTR_IN = struct.Struct("=II")
-_WRITE_IN = struct.Struct("=QQII")
 
 
 class LockRequest(NamedTuple):
@@ -79,7 +78,6 @@ class InitReply(NamedTuple):
 
 
 _FATTR_ATIME_NOW, _FATTR_MTIME_NOW, _FATTR_KILL_SUIDGID = 1 << 7, 1 << 8, 1 << 11
-_WRITE_KILL_SUIDGID = 1 << 2
 
 
 def lock_request(body: bytes) -> LockRequest:
@@ -120,11 +118,6 @@ def copy_request(body: bytes) -> CopyRequest:
     """Decode COPY_FILE_RANGE."""
     fh_in, off_in, _, fh_out, off_out, length, flags = _COPY_IN.unpack_from(body)
     return CopyRequest(fh_in, off_in, fh_out, off_out, length, flags)
-
-
-def write_drops_privileges(body: bytes) -> bool:
-    """Return whether a WRITE is to clear setuid and setgid bits."""
-    return bool(_WRITE_IN.unpack_from(body)[3] & _WRITE_KILL_SUIDGID)
 
 
 def setattr_drops_privileges(body: bytes) -> bool:

@@ -187,9 +187,16 @@ class Direct:
         READ_SIZES.observe(len(data))
         return data
 
-    async def write(self, caller: Caller, fh: int, off: int, data: ReadableBuffer) -> int:
-        """Accept bytes; `data` is the receive buffer itself if it is long."""
+    async def write(
+        self, caller: Caller, fh: int, off: int, data: ReadableBuffer, drops: bool
+    ) -> int:
+        """Accept bytes; `drops` has setuid and setgid bits cleared before.
+
+        `data` is the receive buffer itself if it is long.
+        """
         del caller
+        if drops:
+            await self._vfs.drop_privileges(fh)
         WRITE_SIZES.observe(len(data))
         if self._payloads is None:
             return await self._vfs.write(fh, off, data)
