@@ -525,8 +525,9 @@ def _sum(memory: mmap.mmap, at: int, size: int) -> int:
 
 
 def _put(memory: mmap.mmap, at: int, form: struct.Struct, *fields: int) -> None:
-    form.pack_into(memory, at, 0, *fields)
-    _CRC.pack_into(memory, at, _sum(memory, at, form.size))
+    content = form.pack(0, *fields)[_CRC.size :]
+    memory[at + _CRC.size : at + form.size] = content
+    _CRC.pack_into(memory, at, crc32(content) or 1)
 
 
 def read_header(fd: int) -> tuple[Header, int]:

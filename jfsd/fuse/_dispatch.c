@@ -18,6 +18,7 @@
 
 #define OPCODES 64
 #define BOUNDS_MAX 64
+#define UNWAITED 16   /* requests without a waiter that are taken as one */
 #define NAME_BYTES 255 /* longest name of an entry */
 
 enum form { NOTHING, ENTRY, ATTR, OPENED, CREATED, COUNT, DATA, FORMS };
@@ -301,7 +302,8 @@ static int fill_attr_out(struct fuse_attr_out *out, PyObject *said)
 	if (!PyArg_ParseTuple(said, "KOd", &ino, &attr, &attr_s))
 		return -1;
 	set_valid(attr_s, &out->attr_valid, &out->attr_valid_nsec);
-	return fill_attr(&out->attr, ino, attr);
+	return PyBytes_Check(attr) ? fill_record(&out->attr, ino, 0, attr)
+				   : fill_attr(&out->attr, ino, attr);
 }
 
 static int fill_opened(struct fuse_open_out *out, PyObject *said)
@@ -879,24 +881,40 @@ static bool is_idle(const struct fuse_in_header *in)
 		state.received >= sizeof(*in) + sizeof(*interrupt) && waits(interrupt->unique));
 }
 
-bool take(void)
+/* What comes next is often here already when nobody waits for the answer. */
+static bool is_unwaited(const struct fuse_in_header *in)
 {
-	if (state.left)
-		return true;
-	ssize_t got = fetch();
-	if (got == -EAGAIN)
-		return false;
-	state.failed = got <= 0;
-	if (state.failed) {
-		state.failure = got;
-		state.left = true;
-		return true;
-	}
+	return in->opcode == FUSE_RELEASE || in->opcode == FUSE_FORGET ||
+	       in->opcode == FUSE_BATCH_FORGET;
+}
+
+/* Begin the request in the room; return whether the next one is to be fetched, too. */
+static bool begin(size_t received)
+{
 	const struct fuse_in_header *in = (const void *)PyBytes_AS_STRING(state.room);
+	size_t waiting_before = direct.count;
+
 	if (direct.on && in->opcode < OPCODES && direct.methods[in->opcode].handler != NULL)
-		carry_out(in, (size_t)got);
+		carry_out(in, received);
 	else
 		state.left = !direct.on || !is_idle(in);
+	return !state.left && direct.count == waiting_before && is_unwaited(in);
+}
+
+bool take(void)
+{
+	for (int fetched = 0; !state.left && fetched < UNWAITED; fetched++) {
+		ssize_t got = fetch();
+		if (got == -EAGAIN)
+			return fetched > 0;
+		state.failed = got <= 0;
+		if (state.failed) {
+			state.failure = got;
+			state.left = true;
+		} else if (!begin((size_t)got)) {
+			break;
+		}
+	}
 	return true;
 }
 

@@ -506,8 +506,7 @@ uint32_t kind_of(unsigned int type)
 	return kinds[type & 7];
 }
 
-/* Without a record only the type is known. */
-static int fill_attr(struct fuse_attr *attr, uint64_t ino, unsigned int type, PyObject *record)
+int fill_record(struct fuse_attr *attr, uint64_t ino, unsigned int type, PyObject *record)
 {
 	memset(attr, 0, sizeof(*attr));
 	attr->ino = ino;
@@ -548,7 +547,7 @@ static int fill_entry(struct fuse_entry_out *out, uint64_t ino, unsigned int typ
 		      PyObject *record, const struct timeouts *valid)
 {
 	memset(out, 0, sizeof(*out));
-	if (fill_attr(&out->attr, ino, type, record) < 0)
+	if (fill_record(&out->attr, ino, type, record) < 0)
 		return -1;
 	out->nodeid = ino;
 	out->generation = 1;

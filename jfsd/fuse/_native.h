@@ -103,6 +103,9 @@ ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata);
 /* The bytes of the fetched request from `at` on: a copy, or a view that keeps the room if long. */
 PyObject *lend(const char *at, size_t len);
 
+/* Fill the kernel's attributes in from a record; of None only the type is known. */
+int fill_record(struct fuse_attr *attr, uint64_t ino, unsigned int type, PyObject *record);
+
 void set_valid(double timeout, uint64_t *seconds, uint32_t *nanoseconds);
 uint32_t kind_of(unsigned int type);
 double now_s(void);

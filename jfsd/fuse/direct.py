@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 import stat
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jfsd import failpoint
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 Entry: TypeAlias = tuple[Ino, Attr, float, float]
 """A node, and how many seconds its attributes and its entry are valid."""
+
+Known: TypeAlias = tuple[Ino, Attr | bytes, float]
 
 Header: TypeAlias = tuple[int, int, Ino, int, int, int]
 """Number, opcode, node, uid, gid and pid of a request."""
@@ -146,8 +148,14 @@ class Direct:
 
     # -- attributes ---------------------------------------------------------------------------
 
-    async def getattr(self, caller: Caller, ino: Ino) -> tuple[Ino, Attr, float]:
-        """Return a node's attributes, and for how many seconds they are valid."""
+    def getattr(self, caller: Caller, ino: Ino) -> Known | Awaitable[Known]:
+        """Return a node's attributes or their record, and for how many seconds they are valid."""
+        record = self._vfs.touched_record(ino)
+        if record is not None:
+            return ino, record, self._vfs.attr_valid_s(ino)
+        return self._getattr(caller, ino)
+
+    async def _getattr(self, caller: Caller, ino: Ino) -> Known:
         attr = await self._vfs.getattr(caller, ino)
         return ino, attr, self._vfs.attr_valid_s(ino)
 

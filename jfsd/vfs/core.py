@@ -177,11 +177,13 @@ class Core:
         removed = self._removed_dirs.get(ino)
         if removed is not None:
             return removed
-        touched = self._as_touched(ino)
-        if touched is not None:
-            return touched
-        with by_number():
+        record = self._record(ino)
+        if record is not None:
+            return decode_attr(record)
+        try:
             return await self.meta.getattr(ino)
+        except FileNotFoundError:
+            fail(errno.ESTALE)
 
     def note_touched(self, ino: Ino, record: bytes | None) -> None:
         """Remember a node that an operation of ours has changed.
@@ -227,17 +229,20 @@ class Core:
         timeout_s = self.options.attr_timeout_s
         return timeout_s if touched is None else max(touched[1] + timeout_s - monotonic_s(), 0.0)
 
-    def _as_touched(self, ino: Ino) -> Attr | None:
-        """Return the attributes of a directory that we changed within the attribute timeout.
+    def touched_record(self, ino: Ino) -> bytes | None:
+        """Return the record of a directory that we changed within the attribute timeout.
 
         The kernel forgets a directory's attributes whenever a name in it changes, and asks
         for them at the next path that leads through it.
         """
+        return self._record(self.volume_ino(ino))
+
+    def _record(self, ino: Ino) -> bytes | None:
         touched = self._touched.get(ino)
         if touched is None:
             return None
         if monotonic_s() - touched[1] < self.options.attr_timeout_s:
-            return decode_attr(touched[0])
+            return touched[0]
         del self._touched[ino]
         return None
 

@@ -74,6 +74,9 @@ class MemoryVfs:
     def attr_valid_s(self, _ino: int) -> float:
         return self.attr_timeout_s
 
+    def touched_record(self, _ino: int) -> None:
+        return None
+
     def log(self, **fields):
         if self.options.get("log"):
             with Path(self.options["log"]).open("a") as out:

@@ -15,6 +15,7 @@ import pytest
 import uvloop
 
 from jfsd.fuse import _native, abi, native
+from jfsd.meta.codec import encode_attr
 from jfsd.metrics import DURATION_BOUNDS_S, Histogram
 from jfsd.types import Attr, Caller, NodeType
 from jfsd.vfs.ports import Opened
@@ -221,6 +222,7 @@ FILE_SHOWN = (
 SAID = {
     "entry": (native.ENTRY, (12, FILE, 1.5, 0.25)),
     "attr": (native.ATTR, (12, FILE, 1.5)),
+    "record": (native.ATTR, (12, encode_attr(FILE), 1.5)),
     "opened": (native.OPENED, Opened(77, keep_cache=True)),
     "created": (native.CREATED, (Opened(77, direct_io=True), (12, FILE, 1.5, 0.25))),
     "count": (native.COUNT, 4096),
@@ -231,6 +233,7 @@ ENTRY_HEAD = struct.pack("=QQQQII", 12, 1, 0, 1, 250_000_000, 500_000_000)
 ANSWERS = {
     "entry": ENTRY_HEAD + _ATTR.pack(*FILE_SHOWN),
     "attr": struct.pack("=QII", 1, 500_000_000, 0) + _ATTR.pack(*FILE_SHOWN),
+    "record": struct.pack("=QII", 1, 500_000_000, 0) + _ATTR.pack(*FILE_SHOWN),
     "opened": struct.pack("=QII", 77, 2, 0),
     "created": ENTRY_HEAD + _ATTR.pack(*FILE_SHOWN) + struct.pack("=QII", 77, 1, 0),
     "count": struct.pack("=II", 4096, 0),
@@ -445,6 +448,21 @@ def test_requests_that_nobody_has_a_handler_for_are_left(on):
         assert bench.answer() is None
 
     on(test, {})
+
+
+def test_what_nobody_waits_for_is_taken_together_with_what_follows(on):
+    async def test(bench):
+        body = struct.pack("=QIIQ", 3, 0, 0, 4)
+        for unique in (4, 6, 8):
+            bench.kernel.send(_HEADER.pack(64, abi.RELEASE, unique, 1, 0, 0, 0, 0) + body)
+        bench.kernel.send(_HEADER.pack(64, abi.FLUSH, 10, 1, 0, 0, 0, 0) + body)
+        assert await bench.send(abi.FLUSH, FLUSH, 12) is False
+        assert [bench.answer()[0] for _ in range(4)] == [4, 6, 8, 10]
+        assert bench.answer() is None
+        assert native.take() is False
+        assert bench.answer()[0] == 12
+
+    on(test, {abi.RELEASE: (nothing, native.NOTHING, True), **flush(nothing)})
 
 
 def test_an_interrupt_of_ours_is_not_for_pyfuse3(on):
