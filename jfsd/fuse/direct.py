@@ -255,7 +255,12 @@ def _armed(handler: Handler) -> Handler:
     if not failpoint.armed:
         return handler
     place = f"request.{handler.__name__}"
-    return lambda *args: failpoint.reached(place, handler(*args))
+
+    def armed(*args: object) -> object:
+        failpoint.reach(place)
+        return handler(*args)
+
+    return armed
 
 
 def _bug(opcode: int, args: tuple[object, ...], error: BaseException) -> None:

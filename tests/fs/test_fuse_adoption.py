@@ -179,7 +179,7 @@ def test_an_agreement_that_cannot_be_kept_is_refused(served):
     """Such as one of a later version, with a flag that nobody here has heard of."""
     served.kill()
     with pytest.raises(AssertionError, match="InitDriftError"):
-        served.start(init_out=changed(served.init_out, abi.INIT_HANDLE_KILLPRIV_V2))
+        served.start(init_out=changed(served.init_out, abi.INIT_HANDLE_KILLPRIV))
     served.gone()
     assert served.start(init_out=served.init_out)["init_out"] == served.init_out
     assert os.listdir(served.path) == []
