@@ -20,7 +20,7 @@ setup(
     ext_modules=[
         Extension(
             "jfsd.fuse._native",
-            sources=["jfsd/fuse/_native.c", "jfsd/fuse/_dispatch.c"],
+            sources=[f"jfsd/fuse/{part}.c" for part in ("_native", "_dispatch", "_forms")],
             depends=["jfsd/fuse/_native.h"],
             extra_compile_args=[*pkg_config("--cflags"), *_C, "-fvisibility=hidden"],
             extra_link_args=pkg_config("--libs"),

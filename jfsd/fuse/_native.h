@@ -1,5 +1,5 @@
-/* What the halves of the native module share: _native.c completes pyfuse3, _dispatch.c carries
- * out beside it what programs ask for most. */
+/* What the parts of the native module share: _native.c completes pyfuse3, _dispatch.c carries
+ * out beside it what programs ask for most, in the forms of _forms.c. */
 
 #ifndef JFSD_NATIVE_H
 #define JFSD_NATIVE_H
@@ -114,6 +114,21 @@ double now_s(void);
 void running(uint64_t unique);
 
 #define BLOCK_BYTES 65536 /* st_blksize */
+
+/* What a handler returns, and so what the kernel gets; what each is a tuple of, _forms.c says. */
+enum form { NOTHING, ENTRY, ATTR, OPENED, CREATED, COUNT, DATA, FORMS };
+
+extern PyTypeObject *caller_type; /* named tuple (uid, gid, pid, umask, op) */
+PyObject *number(uint64_t value);
+
+/* Return what the handler is called with; the caller has its number, and that is watched, if the
+ * request `changes` something. NULL with an exception. */
+PyObject *parse(const struct fuse_in_header *in, size_t received, bool changes);
+
+/* Answer with what the handler said, or an errno; -1 with an exception. */
+int answer(uint64_t unique, enum form form, PyObject *said);
+int answer_error(uint64_t unique, int error);
+int forms_init(PyObject *module);
 
 extern PyMethodDef dispatch_methods[];
 int dispatch_init(PyObject *module);

@@ -24,7 +24,7 @@ def run(code):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("source", ["_native.c", "_dispatch.c"])
+@pytest.mark.parametrize("source", ["_native.c", "_dispatch.c", "_forms.c"])
 def test_it_compiles_without_warnings(tmp_path, source):
     flags = subprocess.run(
         ["pkg-config", "--cflags", "fuse3"], capture_output=True, text=True, check=True
