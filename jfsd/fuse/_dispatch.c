@@ -1,8 +1,9 @@
 /*
  * The requests that programs make most, without pyfuse3 between the kernel and their handler.
  *
- * take() reads a request. If its opcode has a handler here, it is parsed (_forms.c), the handler is called with (caller, arguments …), and the coroutine that it returns is
- * stepped at once: most need not wait, and are answered before take() returns. One that waits is
+ * take() reads a request. If its opcode has a handler here, it is parsed (_forms.c), the handler
+ * is called with (caller, arguments …), and the coroutine that it returns is stepped at once: most
+ * need not wait, and are answered before take() returns. One that waits is
  * stepped again when the future that it waits for is done, without a turn of the event loop more
  * than a task would take; its last step answers. Everything else is left for pyfuse3.
  *

@@ -151,6 +151,10 @@ PyObject *parse(const struct fuse_in_header *in, size_t received, bool changes)
 		return together(5, CALLER, number(it->fh), number(it->offset),
 				lend(data, it->size), PyBool_FromLong(drops));
 	}
+	case FUSE_GETXATTR: {
+		PART(fuse_getxattr_in, it);
+		return together(4, CALLER, number(in->nodeid), name(&rest), number(it->size));
+	}
 	case FUSE_FLUSH: {
 		PART(fuse_flush_in, it);
 		return together(3, CALLER, number(it->fh), number(it->lock_owner));

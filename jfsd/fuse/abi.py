@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 LOOKUP, GETATTR, MKDIR, UNLINK, RMDIR, RENAME, RENAME2 = 1, 3, 9, 10, 11, 12, 45
 OPEN, READ, WRITE, RELEASE = 14, 15, 16, 18
-FORGET, FSYNC, SETXATTR, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 2, 20, 21, 25, 26, 36, 42
+FORGET, FSYNC, SETXATTR, GETXATTR, FLUSH, INIT = 2, 20, 21, 22, 25, 26
+INTERRUPT, BATCH_FORGET = 36, 42
 READDIR, READDIRPLUS = 28, 44
 GETLK, SETLK, SETLKW = 31, 32, 33
 CREATE, FALLOCATE, LSEEK, COPY_FILE_RANGE, TMPFILE = 35, 43, 46, 47, 51
@@ -39,6 +40,7 @@ _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")
 _READ_IN = struct.Struct("=QQII")
 _COPY_IN = struct.Struct("=QQQQQQQ")
+_GETXATTR_OUT = struct.Struct("=II")
 _SETXATTR_IN = struct.Struct("=II")
 
 
@@ -129,6 +131,11 @@ def setattr_now(body: bytes) -> tuple[bool, bool]:
     """Return whether atime and mtime are to be set to the moment of the change."""
     valid = int.from_bytes(body[:4], sys.byteorder)
     return bool(valid & _FATTR_ATIME_NOW), bool(valid & _FATTR_MTIME_NOW)
+
+
+def xattr_length(length: int) -> bytes:
+    """Encode the answer to a GETXATTR that asks how long the value is."""
+    return _GETXATTR_OUT.pack(length, 0)
 
 
 def setxattr_flags(body: bytes) -> int:

@@ -110,6 +110,7 @@ class Direct:
             (abi.OPEN, self.open, native.OPENED, True),
             (abi.READ, self.read, native.DATA, False),
             (abi.WRITE, self.write, native.COUNT, False),
+            (abi.GETXATTR, self.getxattr, native.DATA, False),
             (abi.FLUSH, self.flush, native.NOTHING, True),
             (abi.RELEASE, self.release, native.NOTHING, True),
         )
@@ -158,6 +159,19 @@ class Direct:
     async def _getattr(self, caller: Caller, ino: Ino) -> Known:
         attr = await self._vfs.getattr(caller, ino)
         return ino, attr, self._vfs.attr_valid_s(ino)
+
+    async def getxattr(self, caller: Caller, ino: Ino, name: bytes, size: int) -> bytes:
+        """Return an extended attribute; for a size of 0 how long it is.
+
+        Raises:
+            OSError: ERANGE if it is longer than `size`.
+        """
+        value = await self._vfs.getxattr(caller, ino, name)
+        if not size:
+            return abi.xattr_length(len(value))
+        if len(value) > size:
+            fail(errno.ERANGE)
+        return value
 
     # -- files --------------------------------------------------------------------------------
 

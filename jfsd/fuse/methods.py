@@ -16,7 +16,7 @@ NAMES = {
     1: "lookup", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod",
     9: "mkdir", 10: "unlink", 11: "rmdir", 12: "rename", 13: "link", 14: "open",
     15: "read", 16: "write", 17: "statfs", 18: "release", abi.FSYNC: "fsync",
-    abi.SETXATTR: "setxattr", 22: "getxattr", 23: "listxattr", 24: "removexattr",
+    abi.SETXATTR: "setxattr", abi.GETXATTR: "getxattr", 23: "listxattr", 24: "removexattr",
     abi.FLUSH: "flush", 27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir",
     abi.GETLK: "getlk", abi.SETLK: "setlk", abi.SETLKW: "setlkw", abi.CREATE: "create",
     abi.FALLOCATE: "fallocate", 44: "readdirplus", 45: "rename", abi.LSEEK: "lseek",

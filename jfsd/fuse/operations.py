@@ -211,11 +211,6 @@ class Operations(pyfuse3.Operations):
         return data
 
     @replying
-    async def getxattr(self, inode: Ino, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        """Return an extended attribute."""
-        return await self._vfs.getxattr(_reader(ctx), inode, name)
-
-    @replying
     async def listxattr(self, inode: Ino, ctx: pyfuse3.RequestContext) -> list[bytes]:  # noqa: ARG002
         """Return the names of all extended attributes."""
         return await self._vfs.listxattr(inode)
@@ -410,11 +405,6 @@ def check_name(name: bytes) -> None:
     """Raise ENAMETOOLONG; the kernel lets names of up to 1024 bytes through."""
     if len(name) > MAX_NAME_BYTES:
         raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
-
-
-def _reader(ctx: pyfuse3.RequestContext) -> Caller:
-    """Return who asks for something that may simply be asked again."""
-    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
 
 
 def _writer(ctx: pyfuse3.RequestContext) -> Caller:

@@ -33,8 +33,9 @@ from jfsd.vfs.dirs import (
 from jfsd.vfs.ports import Opened
 
 _FIRST_BATCH, _BATCH = 256, 1024
-"""Entries that are taken from a snapshot, and whose attributes are fetched, together. The
-kernel asks for attributes at the start, and goes on with them only if somebody used some."""
+"""Entries that are taken from a snapshot, and whose attributes are fetched, together: so many
+while somebody waits, and so many ahead of who goes on. The kernel asks for attributes at the
+start, and goes on with them only if somebody used some."""
 
 _NO_PARENT = bytes(8)
 _TRASH = TRASH_INO.to_bytes(8)
@@ -270,7 +271,7 @@ class NameOps(Core):
         start = place_after(page, cookie)
         if cookie > COOKIE_DOTDOT:
             self._attributes_used = plus
-        if plus and self._attributes_used and (start * 2 >= len(page.cookies) or not cookie):
+        if plus and self._attributes_used:
             self._fetch_ahead(listing)
         return page, start
 
@@ -310,16 +311,16 @@ class NameOps(Core):
             listing.forget_ahead()
             if cookie < COOKIE_DOTDOT:
                 itself = self.attr_of(self.volume_ino(listing.ino))
-                page, own = await asyncio.gather(self._entries(listing, cookie), itself)
+                page, own = await asyncio.gather(self._entries(listing, cookie, plus=plus), itself)
             else:
-                page = await self._entries(listing, cookie)
+                page = await self._entries(listing, cookie, plus=plus)
             records = await self.meta.records(page.inos) if plus and page.inos else []
         if plus:
             await self._bring_up_to_date(page, records)
             page = page._replace(records=records)
         return at_s, page if own is None else self._with_dots(listing.ino, own, cookie, page)
 
-    async def _entries(self, listing: _Listing, cookie: int) -> Page:
+    async def _entries(self, listing: _Listing, cookie: int, *, plus: bool) -> Page:
         """Return entries after `cookie`, without their attributes."""
         snapshot = listing.snapshot
         if snapshot is None:
@@ -330,7 +331,7 @@ class NameOps(Core):
                 except ValueError as error:
                     raise damaged("directory entry") from error
             listing.snapshot = snapshot  # another listing of the directory may forget it again
-        batch = _BATCH if cookie else _FIRST_BATCH
+        batch = _BATCH if cookie and not plus else _FIRST_BATCH
         return Page(*snapshot.after(max(cookie, COOKIE_DOTDOT), batch), None)
 
     def _fetch_ahead(self, listing: _Listing) -> None:

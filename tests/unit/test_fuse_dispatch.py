@@ -173,6 +173,7 @@ REQUESTS = {
         struct.pack("=QQIIQII", 3, 0, 4, 4, 0, 0, 0) + b"data",
         (3, 0, b"data", True),
     ),
+    "getxattr": (abi.GETXATTR, struct.pack("=II", 64, 0) + b"user.a\0", (1, b"user.a", 64)),
     "flush": (abi.FLUSH, FLUSH, (3, 4)),
     "release": (abi.RELEASE, struct.pack("=QIIQ", 3, 0, 1, 4), (3, None)),
     "release of a lock": (abi.RELEASE, struct.pack("=QIIQ", 3, 0, 2, 4), (3, 4)),
