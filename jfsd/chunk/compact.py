@@ -176,7 +176,7 @@ class Compactor:
         self._journal.on_settled(slice_id)
 
     async def _write(self, slice_id: int, plan: Plan) -> None:
-        """Write the pieces as the blocks of a new slice, one block in memory at a time."""
+        """Make the pieces the durable blocks of a new slice, one block in memory at a time."""
         block_size = self._blocks.block_size
         for block, start in enumerate(range(0, plan.size, block_size)):
             stop = min(start + block_size, plan.size)
@@ -192,7 +192,8 @@ class Compactor:
                 self._prefetch(pieces)
                 for piece in pieces:
                     await self._copy(piece, piece.pos - plan.pos, start, memoryview(body))
-                await self._blocks.write(slice_id, block, body)
+                await self._blocks.write(slice_id, block, body, durable=False)
+        await self._blocks.settle([(slice_id, plan.size)])  # before what they replace is deleted
 
     def _prefetch(self, pieces: list[Piece]) -> None:
         """Begin to fetch the blocks of which many pieces are wanted, if there is room for them."""
