@@ -17,6 +17,9 @@ PAGE_BYTES = 4096
 SLOT_COST_BYTES = 4096
 """Charged per slot in use besides its pages: page tables and bookkeeping."""
 
+_SMALL_BYTES, _SMALL_WARM = 64 << 10, 32
+"""So many slots that held a small file or less are kept warm, too: small files come in crowds."""
+
 _MIN_SLOTS = 32768
 _MAX_MAPPED_BYTES = 32 << 40
 """Addresses that the slots take at most; a process has four times as many."""
@@ -32,8 +35,8 @@ class Arena:
 
     Invariants: a slot in use is charged max(pages it ever had, pages in use) plus
     SLOT_COST_BYTES; a warm slot (free, pages kept for the next writer, since a new page
-    costs fifteen times a copy into an old one) is lent the same; all other slots have no
-    pages.
+    costs fifteen times a copy into an old one) is lent the same, be it full or one of some
+    small ones; all other slots have no pages.
     """
 
     def __init__(
@@ -61,7 +64,10 @@ class Arena:
         self._fresh = 0
         self._free: list[int] = []
         self._warm: list[int] = []
+        self._small: list[tuple[int, int]] = []
+        """Warm slots of which only the first pages were used, and what those cost."""
         self._warm_cost = pages(slot_bytes) + SLOT_COST_BYTES
+        self._small_cost = min(_SMALL_BYTES, slot_bytes // 4)
         budget.reclaimers.insert(0, self._cool)
 
     def __repr__(self) -> str:
@@ -75,7 +81,7 @@ class Arena:
     @property
     def warm_bytes(self) -> int:
         """Bytes of memory held by slots that are not in use."""
-        return len(self._warm) * self._warm_cost
+        return len(self._warm) * self._warm_cost + sum(cost for _, cost in self._small)
 
     def fit(self, limit_bytes: int) -> None:
         """Have slots enough for a budget of `limit_bytes`; views of slots stay valid.
@@ -106,12 +112,17 @@ class Arena:
             self._charges[slot] = self._warm_cost
             self.budget.reuse(self._warm_cost)
             return slot
+        if not filled and self._small:
+            slot, cost = self._small.pop()
+            self._charges[slot] = cost
+            self.budget.reuse(cost)
+            return slot
         if self._free:
             slot = self._free.pop()
         elif self._fresh < self.slots:
             slot = self._fresh
             self._fresh += 1
-        elif self._warm:
+        elif self._warm or self._small:
             self._cool(1)
             slot = self._free.pop()
         else:
@@ -138,10 +149,13 @@ class Arena:
         return self.memory[base + start : base + stop]
 
     def free(self, slot: int) -> None:
-        """Give the slot back; its pages stay warm if it was full and memory allows it."""
+        """Give the slot back; its pages stay warm if it was full or small and memory allows it."""
         charge = self._charges.pop(slot)
         if charge == self._warm_cost and self.warm_bytes <= self.budget.limit // 2:
             self._warm.append(slot)
+            self.budget.warm(charge)
+        elif charge <= self._small_cost and len(self._small) < _SMALL_WARM:
+            self._small.append((slot, charge))
             self.budget.warm(charge)
         else:
             self._punch(slot, charge)
@@ -194,6 +208,12 @@ class Arena:
             self._free.append(slot)
             self.budget.repay(self._warm_cost)
             n -= self._warm_cost
+        while n > 0 and self._small:
+            slot, cost = self._small.pop(0)
+            self._punch(slot, cost)
+            self._free.append(slot)
+            self.budget.repay(cost)
+            n -= cost
 
     def _punch(self, slot: int, length: int | None = None) -> None:
         size = self.slot_bytes if length is None else min(length, self.slot_bytes)

@@ -136,11 +136,30 @@ async def test_charge_follows_the_pages(arena):
 
 
 async def test_freed_memory_goes_back_to_the_machine(arena):
-    slot = arena.alloc(filled=False)
-    fill(arena, slot, 10_000)
-    assert resident(arena) == 12288
+    slot = arena.alloc(filled=True)
+    fill(arena, slot, SLOT - 4096)
+    assert resident(arena) == SLOT - 4096
     arena.free(slot)
     assert (resident(arena), arena.budget.charged, arena.budget.lent) == (0, 0, 0)
+
+
+async def test_some_small_slots_stay_warm_and_are_used_again(arena):
+    slots = [arena.alloc(filled=False) for _ in range(50)]
+    for slot in slots:
+        fill(arena, slot, 10_000)
+    for slot in slots:
+        arena.free(slot)
+    assert resident(arena) == 32 * 12288
+    assert arena.budget.charged == 0
+    assert arena.budget.lent == arena.warm_bytes == 32 * (12288 + SLOT_COST_BYTES)
+    slot = arena.alloc(filled=False)
+    assert slot in slots[:32]
+    assert arena.grow(slot, 4097) == 0
+    assert arena.grow(slot, 12289) == 4096
+    assert resident(arena) == 32 * 12288
+    arena.trim(0)
+    assert resident(arena) == 12288
+    assert arena.budget.lent == 0
 
 
 async def test_full_slots_stay_warm_and_are_used_again(arena):

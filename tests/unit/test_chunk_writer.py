@@ -653,6 +653,7 @@ async def test_small_files_are_charged_for_what_they_touch():
         stack.store.gate.set()
         await asyncio.wait_for(task, 10)
         await stack.writer.flush_all()
+        stack.arena.trim(0)
         assert resident_bytes(stack) == 0
         assert stack.idle()
 
