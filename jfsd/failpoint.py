@@ -36,6 +36,7 @@ UPLOAD: Final = ("upload.named", "upload.block", "upload.stored", "upload.record
 STORE: Final = ("store.written", "store.named")
 """Of a put in a directory store, reached in jfsd/object/_disk.c."""
 COMMIT: Final = ("commit.before", "commit.after", "commit.forgotten")
+REFUSAL: Final = ("refused.owed", "refused.buried")
 STOP: Final = ("stop.asked", "stop.unmounted", "stop.flushed", "stop.closed")
 
 _name, _, _count = os.environ.get(VARIABLE, "").partition(":")

@@ -266,6 +266,12 @@ class Journal(Protocol):
     def on_committed(self, pending: PendingSlice) -> None:
         """The slice is in the metadata, or was dropped; nothing of it is needed any more."""
 
+    def on_owed(self, ino: Ino, number: int) -> None:
+        """A program is to be told, with this errno, that data of the file was dropped; 0: none is.
+
+        Called before the data is forgotten.
+        """
+
     def on_draft(self, draft: Draft) -> None:
         """Objects come to be, or were left, that are to be deleted unless they are committed."""
 
@@ -295,6 +301,9 @@ class NoJournal:
         """Do nothing."""
 
     def on_committed(self, pending: PendingSlice) -> None:
+        """Do nothing."""
+
+    def on_owed(self, ino: Ino, number: int) -> None:
         """Do nothing."""
 
     def on_draft(self, draft: Draft) -> None:

@@ -7,7 +7,8 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, KeysView, Mapping, Sequence
+from types import MappingProxyType
 
 from jfsd import clock
 from jfsd.chunk.arena import PAGE_BYTES, SLOT_COST_BYTES, Arena
@@ -30,6 +31,7 @@ from jfsd.chunk.settler import Settler
 from jfsd.chunk.slicing import Slicer
 from jfsd.chunk.tasks import TaskSet
 from jfsd.chunk.uploader import Uploader
+from jfsd.failpoint import reach
 from jfsd.object.base import StoreFullError
 from jfsd.types import CHUNK_SIZE, MAX_FILE_BYTES, Attr, Ino, ReadableBuffer, Slice
 
@@ -294,14 +296,16 @@ class Writer:
         file = self._files.get(ino)
         if file is not None:
             self._drop_queued(file, 0)
-            file.refusal, file.closed = None, True
+            self._owe(file, 0)
+            file.closed = True
             self._settle(file)
 
     def release(self, ino: Ino) -> None:
         """Forget an error that nobody can ask for any more (the last handle is closed)."""
         file = self._files.get(ino)
         if file is not None:
-            file.refusal, file.closed = None, True
+            self._owe(file, 0)
+            file.closed = True
             self._settle(file)
 
     # -- what a next process asks for
@@ -316,12 +320,17 @@ class Writer:
         ]
         return sorted(found)
 
-    def adopt(self, records: Iterable[SliceRecord], opened: Container[Ino] = ()) -> None:
+    def adopt(
+        self,
+        records: Iterable[SliceRecord],
+        opened: Container[Ino] = (),
+        owed: Mapping[Ino, int] = MappingProxyType({}),
+    ) -> None:
         """Take over the slices of an earlier process, whose arena this is, and go on with them.
 
         Call once, before any write; sweeps the arena. They are frozen, and named as they
         were, so that objects and commits made before are repeated, not doubled. `opened`
-        are the files that somebody has open.
+        are the files that somebody has open, `owed` the errnos that it is still to be told.
         """
         slices: dict[int, PendingSlice] = {}
         for record in sorted(records):
@@ -352,6 +361,11 @@ class Writer:
                         self._uploader.send(pending, block)
                 self._journal.on_freeze(pending)
             self._committer.advance(file)
+        for ino, number in owed.items():
+            if ino in opened:
+                self._owe(self._file(ino), number)
+            else:
+                self._journal.on_owed(ino, 0)
 
     def _adopt_part(self, pending: PendingSlice, record: SliceRecord) -> None:
         part = pending.add(record.seq, record.chunk, record.pos, part_cost(self._budget.limit))
@@ -423,6 +437,8 @@ class Writer:
 
     def _committed(self, file: DirtyFile, pending: PendingSlice, result: PackCommit) -> None:
         """Move a slice from the pending ones to the list, in one step for any reader."""
+        if result.refused:
+            self._owe_unless_awaited(file, result.error)
         least = self._drop_refused(file, pending, result) if result.refused else 0
         added: dict[int, list[Slice]] = {index: [] for index in result.records}
         for part in pending.parts:
@@ -471,10 +487,14 @@ class Writer:
 
     def _refused(self, file: DirtyFile, pending: PendingSlice, error: OSError) -> None:
         """Give up a slice that the metadata has not taken, and what depends on it."""
+        number = error.errno or errno.EIO
+        self._owe_unless_awaited(file, number)
         file.hide(pending.parts)
         least = min(part.end for part in pending.parts)
+        reach("refused.owed")
         self._bury(pending)
-        self._give_up(file, 0 if error.errno == errno.ENOENT else least, error.errno or errno.EIO)
+        reach("refused.buried")
+        self._give_up(file, 0 if number == errno.ENOENT else least, number)
         self._settle(file)
 
     def _give_up(self, file: DirtyFile, end: int, number: int) -> None:
@@ -482,7 +502,18 @@ class Writer:
         self._drop_queued(file, end)
         file.end = max((left.end for left in file.each()), default=0)
         if not self._fail_waiters(file, number) and not file.closed:
-            file.refusal = _os_error(number)
+            self._owe(file, number)
+
+    def _owe_unless_awaited(self, file: DirtyFile, number: int) -> None:
+        """Note what nobody will be told at once, before the data is forgotten."""
+        if not file.waiters and not file.closed:
+            self._owe(file, number)
+
+    def _owe(self, file: DirtyFile, number: int) -> None:
+        """Let the next who asks be told that data of the file was dropped; 0 lets nobody."""
+        if number or file.refusal is not None:
+            self._journal.on_owed(file.ino, number)
+        file.refusal = _os_error(number) if number else None
 
     def _upload_failed(self, pending: PendingSlice, error: Exception) -> None:
         self._failed(self._files[pending.ino], "upload", error)
@@ -605,7 +636,8 @@ class Writer:
         """Tell, once, that data of the file was dropped."""
         file = self._files.get(ino)
         if file is not None and file.refusal is not None:
-            refusal, file.refusal = file.refusal, None
+            refusal = file.refusal
+            self._owe(file, 0)
             self._settle(file)
             raise refusal
 

@@ -363,7 +363,8 @@ class _Server:
         reach("adopt.handles")
         slices = state.slices()
         try:
-            path.writer.adopt(slices, vfs.handles.open_inos())
+            owed = {int(ino): number for ino, number in state.header.owed.items()}
+            path.writer.adopt(slices, vfs.handles.open_inos(), owed)
         except ValueError as error:
             raise StateError(f"does not fit the write buffer that came with it ({error})") from None
         reach("adopt.slices")

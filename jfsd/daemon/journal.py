@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MOST_OWED = 500
+"""Files of which an error is remembered over a restart."""
+
 
 class SliceJournal:
     """Keeps the pending slices of the write buffer in the state."""
@@ -73,6 +76,15 @@ class SliceJournal:
             self._state.put_pack(pending.as_pack())
         else:
             self._state.put_slice(pending.parts[0].as_record())
+
+    def on_owed(self, ino: Ino, number: int) -> None:
+        """Remember with which errno the next who asks for the file is answered; 0 forgets it."""
+        owed = self._state.header.owed
+        if number and len(owed) < _MOST_OWED:
+            self._state.change(owed={**owed, str(ino): number})
+        elif str(ino) in owed:
+            left = {each: what for each, what in owed.items() if each != str(ino)}
+            self._state.change(owed=left)
 
     def on_draft(self, draft: Draft) -> None:
         """Remember objects that nobody refers to yet, or any more."""

@@ -99,6 +99,8 @@ class Header(Record):
     """How many servers of each kind of start there were, and requests that came again."""
     metrics: str = ""
     """Where the last server found a place for its metrics, if it was to look for one."""
+    owed: dict[str, int] = field(default_factory=dict)
+    """By inode, the errno that nobody was told yet: data of the file could not be committed."""
     leaving: dict[str, Any] = field(default_factory=dict)
     """What the server that sealed the state says of its end: kind, time, phases."""
     more: dict[str, Any] = field(default_factory=dict)
