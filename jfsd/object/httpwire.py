@@ -90,6 +90,16 @@ class _Parser:
         if self.received > LARGEST_BODY_BYTES:
             raise HttpError("the answer is too long")
 
+    def take(self, body: bytes) -> Answer:
+        """Return the answer with its body, and keep nothing of it.
+
+        The library's parser and this one refer to each other, so that both live on until
+        the next collection of garbage: megabytes must not live with them.
+        """
+        answer, self.answer, self.pieces = self.answer, Answer(), []
+        answer.body = body
+        return answer
+
     def keeps_alive(self) -> bool:
         """Say whether the server will take another request."""
         said = self.answer.headers.get(b"connection", b"").lower()
@@ -403,8 +413,7 @@ class Connection:
 
     def _done(self, body: bytes, surplus: int = 0) -> None:
         """Hand the answer over; go on living if both sides are through with it."""
-        parser, waiter = self._parser, self._waiter
-        parser.answer.body = body
+        answer, waiter = self._parser.take(body), self._waiter
         self._room = self._waiter = None
         self._served += 1
         if self._out or self._broken or surplus or not self._keeps_alive:
@@ -412,7 +421,7 @@ class Connection:
         else:
             self._state = _State.IDLE
         if waiter is not None and not waiter.done():
-            waiter.set_result(parser.answer)
+            waiter.set_result(answer)
 
     def _fail(self, error: Exception) -> None:
         """Close, and tell who waits."""
