@@ -143,6 +143,10 @@ class _Room:
         self.view[self.filled : self.filled + len(data)] = data
         self.filled += len(data)
 
+    def drop(self) -> None:
+        """Let go of contents that nobody will take; a BytesIO must not end with a view on it."""
+        self.view.release()
+
     def take(self) -> bytes:
         """Return the contents; call once and when it is full."""
         self.view.release()
@@ -229,7 +233,9 @@ class Connection:
         self._state = _State.CLOSED
         self._drop_output()
         self._loop.remove_reader(self._fd)
-        self._room = None
+        if self._room is not None:
+            self._room.drop()
+            self._room = None
         self._sock.close()
 
     def _is_quiet(self) -> bool:
