@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import islice
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from jfsd.clock import monotonic_s
@@ -38,18 +38,32 @@ def fail(code: int) -> NoReturn:
     raise OSError(code, os.strerror(code))
 
 
-@contextmanager
-def by_number() -> Iterator[None]:
-    """Turn ENOENT of a node that the kernel named by its number into ESTALE.
+class ByNumber:
+    """Turns ENOENT of a node that the kernel named by its number into ESTALE.
 
     The kernel remembers for a while which number a name had. When another file has
     taken the name since, ENOENT would reach the program that asked for the name; on
     ESTALE the kernel looks the name up anew (path_resolution(7), retry_estale()).
     """
-    try:
-        yield
-    except FileNotFoundError:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Raise ESTALE in place of ENOENT."""
+        if isinstance(error, FileNotFoundError):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+
+by_number = ByNumber()
+"""One for all: it keeps nothing, and a request passes it."""
 
 
 class Core:
@@ -180,10 +194,8 @@ class Core:
         record = self._record(ino)
         if record is not None:
             return decode_attr(record)
-        try:
+        with by_number:
             return await self.meta.getattr(ino)
-        except FileNotFoundError:
-            fail(errno.ESTALE)
 
     def note_touched(self, ino: Ino, record: bytes | None) -> None:
         """Remember a node that an operation of ours has changed.

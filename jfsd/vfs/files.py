@@ -89,7 +89,7 @@ class FileOps(LockOps):
         self.handles.begin_opening(ino)  # from here on a removal knows that it is open
         ahead = flags & os.O_ACCMODE != os.O_WRONLY and not self.reader.knows(ino)
         try:
-            with by_number():
+            with by_number:
                 if ahead and not self.options.open_cache_s:  # both in one round trip
                     (attr, seen_s), _ = await asyncio.gather(
                         self.attr_at_open(ino), self.reader.look_ahead(ino)
@@ -264,7 +264,7 @@ class FileOps(LockOps):
     async def _by_path(self, ino: Ino) -> AsyncIterator[None]:
         """Turn the errors of a node that the kernel named by an outdated name into ESTALE."""
         try:
-            with by_number():
+            with by_number:
                 yield
         except PermissionError as error:
             if error.errno == errno.EPERM and (await self.attr_of(ino)).parent > TRASH_INO:
