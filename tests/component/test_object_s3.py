@@ -7,11 +7,11 @@ import logging
 import os
 import ssl
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import crc32c
 import pytest
-from support.scripted import Script, make_certificate, reply
+from support.scripted import Script, make_certificate, opened, reply
 
 from jfsd.object.base import (
     ObjectMissingError,
@@ -20,22 +20,11 @@ from jfsd.object.base import (
     StoreRefusedError,
 )
 from jfsd.object.open import open_store
-from jfsd.object.s3 import Credentials, S3Store
-from jfsd.object.s3url import parse_s3
 
 
 @pytest.fixture
 def bucket(weed):
     return weed.bucket()
-
-
-@asynccontextmanager
-async def opened(url, access_key="ak", secret_key="sk", token="", **options):
-    store = S3Store(parse_s3(url, {}), Credentials(access_key, secret_key, token), **options)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 # -- against a real server

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 import crc32c
 import pytest
 import uvloop
-from support.scripted import Script, make_certificate, reply
+from support.scripted import Script, make_certificate, opened, reply
 
 from jfsd.object.base import ObjectMissingError, StoreError, StoreRefusedError
 from jfsd.object.s3 import Credentials, S3Store
@@ -35,15 +35,6 @@ def environment(monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/none")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
-
-
-@asynccontextmanager
-async def opened(url, access_key="ak", secret_key="sk", token="", **options):
-    store = S3Store(parse_s3(url, {}), Credentials(access_key, secret_key, token), **options)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def by_library(script):

@@ -12,6 +12,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from jfsd.object.s3 import Credentials, S3Store
+from jfsd.object.s3url import parse_s3
+
+
+@asynccontextmanager
+async def opened(url, access_key="ak", secret_key="sk", token="", **options):
+    """A store at `url`, which is closed at the end."""
+    store = S3Store(parse_s3(url, {}), Credentials(access_key, secret_key, token), **options)
+    try:
+        yield store
+    finally:
+        await store.close()
+
 
 class Script:
     """An HTTP server on the loopback that answers from a list and keeps what it was asked."""
