@@ -31,6 +31,7 @@ ADOPTION: Final = ("adopt.loaded", "adopt.handles", "adopt.slices", "adopt.resen
 HANDOVER: Final = ("handover.parked", "handover.finished", "handover.sealed")
 SCRIPT: Final = ("script.before", "script.after")
 WRITE: Final = ("write.copied", "write.recorded")
+PRIVILEGES_DROPPED: Final = "privileges.dropped"
 PACK: Final = ("pack.begun", "pack.joined", "pack.forgotten")
 UPLOAD: Final = ("upload.named", "upload.block", "upload.stored", "upload.recorded")
 STORE: Final = ("store.written", "store.named")

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import NoReturn
 
 from jfsd.clock import monotonic_s
+from jfsd.failpoint import PRIVILEGES_DROPPED, reach
 from jfsd.types import (
     CHUNK_SIZE,
     FLAG_APPEND,
@@ -285,6 +286,7 @@ class FileOps(LockOps):
             return attr
         mode = attr.mode & ~(stat.S_ISUID | (stat.S_ISGID if attr.mode & stat.S_IXGRP else 0))
         attr = await self.meta.setattr(_DAEMON, ino, mode=mode, through_handle=True)
+        reach(PRIVILEGES_DROPPED)
         self.note_touched(ino, None)
         self._keep_pages(ino, attr)
         return attr

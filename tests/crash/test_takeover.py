@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.load import Load
+from support.posix import as_user
+
+from jfsd.failpoint import PRIVILEGES_DROPPED
 
 if TYPE_CHECKING:
     from support.kept import Kept
@@ -57,6 +60,26 @@ def test_handles_go_on_with_their_bytes(kept: Kept) -> None:
         gone.seek(0)
         assert gone.read() == b"unlinked"
     assert (kept.path / "log").read_bytes() == b"one\ntwo\n"
+    kept.check()
+
+
+@pytest.mark.promise(2)
+@pytest.mark.promise(3)
+def test_a_kill_between_a_write_and_the_setuid_bits_that_it_clears(kept: Kept) -> None:
+    """The bits are gone, the write is not done: it comes again, and finds nothing to clear."""
+    path = kept.path / "file"
+    path.touch()
+    path.chmod(0o6777)
+    kept.arm(PRIVILEGES_DROPPED)
+    kept.replace(signal.SIGUSR2)
+    ended = len(kept.ended())
+    with path.open("r+b", buffering=0) as file:
+        done = as_user(999, 999, lambda: file.write(b"written once"))
+        kept.await_death(PRIVILEGES_DROPPED, ended)
+        kept.await_served(ended + 1)
+        assert (done.error, done.result) == (None, 12)
+    assert path.stat().st_mode & 0o7777 == 0o777
+    assert path.read_bytes() == b"written once"
     kept.check()
 
 
